@@ -1,0 +1,3 @@
+"""dwfs: an encrypted, erasure-coded filesystem on a handful of disks."""
+
+__version__ = "0.1.0"

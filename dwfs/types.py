@@ -1,0 +1,112 @@
+"""Identifiers and small value types that every layer shares.
+
+Identifiers are `NewType`s over `bytes` or `int`, so that the type checker keeps a disk from being
+taken for a volume while they cost nothing at run time. Structs are frozen: a value that has been
+handed over is never changed behind the holder's back.
+"""
+
+from __future__ import annotations
+
+from typing import NewType
+
+import msgspec
+
+PoolId = NewType("PoolId", bytes)  # 16 bytes, random
+DiskId = NewType("DiskId", bytes)  # 16 bytes, random
+VolumeId = NewType("VolumeId", bytes)  # 16 bytes, random
+StripeId = NewType("StripeId", bytes)  # 16 bytes, random; unique in the pool for ever
+InodeNumber = NewType("InodeNumber", int)  # 64 bits, never reused within a volume
+LogSequence = NewType("LogSequence", int)  # 64 bits, counts a volume's commands from 1
+Epoch = NewType("Epoch", int)  # 32 bits, a volume's snapshot counter, from 1
+
+ROOT_INODE = InodeNumber(1)
+FIRST_EPOCH = Epoch(1)
+
+
+class Geometry(msgspec.Struct, frozen=True, array_like=True):
+    """A coding profile: `data` (k) and `parity` (m) shards a stripe."""
+
+    data: int
+    parity: int
+
+    @property
+    def total(self) -> int:
+        """k + m: the number of distinct disks that a whole stripe needs."""
+        return self.data + self.parity
+
+
+class Fragment(msgspec.Struct, frozen=True, array_like=True):
+    """A run of plaintext bytes inside one stripe: where the stripe layer put appended data."""
+
+    stripe: StripeId
+    offset: int  # bytes, in the stripe's plaintext
+    length: int  # bytes, > 0
+
+
+class Extent(msgspec.Struct, frozen=True, array_like=True):
+    """A mapping of file bytes [offset, offset+length) to bytes of a stripe."""
+
+    offset: int  # bytes, in the file
+    length: int  # bytes, > 0
+    stripe: StripeId
+    stripe_offset: int  # bytes, in the stripe's plaintext
+
+    @property
+    def end(self) -> int:
+        """First file byte after the extent."""
+        return self.offset + self.length
+
+
+class BackReference(msgspec.Struct, frozen=True, array_like=True):
+    """One line of a stripe's summary: which file bytes were appended at `stripe_offset`.
+
+    A summary tells who *may* still use the bytes; the extent map tells who does.
+    """
+
+    inode: InodeNumber
+    offset: int  # bytes, in the file
+    length: int  # bytes
+    stripe_offset: int  # bytes
+
+
+class StripeSeal(msgspec.Struct, frozen=True, array_like=True):
+    """All that is needed to read a stripe whose shards are durable on their disks.
+
+    `placement[i]` is the disk of shard i, or b"" where the shard could not be written (a stripe
+    written degraded). Carried in log batches; kept in the volume's state.
+    """
+
+    stripe: StripeId
+    salt: bytes  # 24 random bytes; derives the one-stripe key
+    key_version: int
+    geometry: Geometry
+    length: int  # plaintext bytes, > 0
+    sector_size: int  # plaintext bytes of each sector but the last
+    placement: tuple[DiskId, ...]  # k + m entries
+    summary: tuple[BackReference, ...]
+
+
+class StripeData(msgspec.Struct, frozen=True, array_like=True):
+    """Plaintext of an unsealed stripe that rides in the log: bytes [offset, offset+len(data))."""
+
+    stripe: StripeId
+    offset: int
+    data: bytes
+
+
+class ShardKey(msgspec.Struct, frozen=True, array_like=True):
+    """Names one shard in the whole pool."""
+
+    stripe: StripeId
+    number: int  # 0 .. k+m-1
+
+
+class DiskSpace(msgspec.Struct, frozen=True):
+    """Space on one disk, in bytes, as its filesystem and our segments report it.
+
+    `available_bytes` is already divided among the pool's disks that share one filesystem.
+    """
+
+    size_bytes: int
+    available_bytes: int
+    used_bytes: int  # by dwfs: segments, log, snapshots
