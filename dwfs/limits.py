@@ -23,6 +23,8 @@ AEAD_TAG_SIZE: Final = 16
 SEALED_SECTOR_SIZE: Final = SECTOR_SIZE + AEAD_TAG_SIZE
 STRIPE_SECTORS_MAX: Final = 256  # 4 MiB of plaintext: one seek's worth per disk at k = 4
 STRIPE_SIZE_MAX: Final = STRIPE_SECTORS_MAX * SECTOR_SIZE
+STRIPE_REFERENCES_MAX: Final = 8_192  # summary lines: a stripe of tinier writes closes early
+CODING_INLINE_MAX: Final = 64 * KIB  # less is coded on the loop: a thread hop costs more
 STRIPE_SALT_SIZE: Final = 24  # 192 bits: random salts never collide
 
 # --- memory ---------------------------------------------------------------------------------
@@ -35,6 +37,7 @@ DENTRY_CACHE_ENTRIES: Final = 32_768
 EXTENT_NODE_CACHE_ENTRIES: Final = 8_192
 STRIPE_RECORD_CACHE_ENTRIES: Final = 8_192
 STRIPE_CIPHER_CACHE_ENTRIES: Final = 1_024
+SECTOR_CACHE_ENTRIES: Final = 64  # decrypted sectors that small sequential reads come back to
 DIRTY_OBJECTS_MAX: Final = 2_048  # written-back objects a state commit must flush
 
 # --- log ------------------------------------------------------------------------------------
@@ -61,12 +64,41 @@ EXTENT_NODE_SPAN: Final = 4 * MIB  # file bytes that one extent node covers
 EXTENTS_INLINE_MAX: Final = 4  # extents that ride in the inode record itself
 FUSE_WRITE_SIZE_MAX: Final = MIB  # the kernel's own ceiling: 256 pages
 
+# --- keyslots -------------------------------------------------------------------------------
+KEYSLOTS_MAX: Final = 32  # every slot of a kind may cost one Argon2id run at opening
+KEYSLOT_WRAPPED_SIZE_MAX: Final = 4 * KIB  # a TPM object with its policy takes about 1 KiB
+KEYSLOT_LABEL_LENGTH_MAX: Final = 64
+# A forged header must not be able to demand all memory, or a day, before its MAC can be checked.
+ARGON2_MEMORY_KIB_MIN: Final = 8 * KIB
+ARGON2_MEMORY_KIB_MAX: Final = 512 * KIB  # a quarter of the smallest box
+ARGON2_PASSES_MAX: Final = 16
+ARGON2_LANES_MAX: Final = 16
+KEYFILE_SIZE_MIN: Final = 32  # what a 256-bit key needs, if the content is random
+KEYFILE_SIZE_MAX: Final = MIB  # more is surely the wrong file
+
 # --- disks ----------------------------------------------------------------------------------
 SEGMENT_SIZE: Final = 256 * MIB  # a segment file is closed when it grows past this
 DISK_QUEUE_MAX: Final = 64  # operations waiting for one disk before its users wait
+DISK_CLOSE_SECONDS: Final = 30.0  # a hung disk's threads are abandoned after this, at close
+OPEN_SEGMENTS_MAX: Final = 32  # read descriptors kept per disk; x 8 local disks < 1024 (nofile)
+SHARD_HEADER_SIZE_MAX: Final = KIB  # opaque stripe-layer metadata beside each shard
+POOL_HEADER_SIZE_MAX: Final = MIB  # 80 members and a few dozen keyslots take a few tens of KiB
+ERASURE_TABLES_MAX: Final = 64  # decode tables kept per coder: one per recent erasure pattern
 DISK_RESERVE_FRACTION: Final = 0.02  # kept free on each disk, so that deletes always work
 DISK_RESERVE_MIN: Final = 16 * MIB
 DISK_RESERVE_MAX: Final = 4 * GIB
+
+# --- administration -------------------------------------------------------------------------
+POOL_NAME_LENGTH_MAX: Final = 64  # becomes a file name and a mount source
+CONFIG_SIZE_MAX: Final = 512 * KIB  # a pool's TOML file: POOL_DISKS_MAX paths of PATH_MAX bytes fit
+SECRET_SIZE_MAX: Final = 64 * KIB  # a passphrase or key file; more is surely a mistake
+CONTROL_REQUEST_SIZE_MAX: Final = 512 * KIB  # one JSON line; two hex-coded secrets fit
+CONTROL_RESPONSE_SIZE_MAX: Final = 64 * MIB  # one JSON line; a check may name many files
+CONTROL_CONNECTIONS_MAX: Final = 16  # administrators' commands at one time
+CONTROL_REQUEST_SECONDS: Final = 10.0  # for a client to send its line
+DISK_ERRORS_MAX: Final = 16  # failed operations after which a disk gets no new data
+DISK_SIZE_MIN: Final = 64 * MIB  # free space that a disk must have to join a pool
+MOUNT_LOG_SIZE: Final = 4 * MIB  # a background mount's log file, before it is rotated once
 
 assert SECTOR_SIZE & (SECTOR_SIZE - 1) == 0, "sector arithmetic shifts and masks"
 assert STRIPE_SIZE_MAX % SECTOR_SIZE == 0
@@ -75,4 +107,8 @@ assert LOG_INLINE_MAX * 4 <= LOG_RECORD_SIZE_MAX, "inlined data and its commands
 assert LOG_INLINE_MAX <= STRIPE_SIZE_MAX
 assert EXTENT_NODE_SPAN % SECTOR_SIZE == 0
 assert FUSE_WRITE_SIZE_MAX <= STRIPE_SIZE_MAX
+assert OPEN_SEGMENTS_MAX * 8 <= 512, "leave half of the usual descriptor limit to the rest"
+assert SEGMENT_SIZE >= 8 * STRIPE_SIZE_MAX, "closing a segment is rare beside filling it"
 assert DISK_RESERVE_MIN < DISK_RESERVE_MAX
+assert CONTROL_REQUEST_SIZE_MAX > 2 * 2 * SECRET_SIZE_MAX, "old and new secret, hex-coded"
+assert DISK_SIZE_MIN > DISK_RESERVE_MIN

@@ -166,6 +166,7 @@ class KeyProtector(Protocol):
     """One way to wrap and unwrap the pool's root key: a kind of keyslot."""
 
     kind: str
+    parameters: dict[str, int | str]  # public; `dwfs key list` shows them, `context` binds them
 
     def wrap(self, root_key: memoryview, context: bytes) -> bytes:
         """An opaque wrapped key, bound to `context`."""
