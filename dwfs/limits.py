@@ -97,6 +97,7 @@ CONTROL_RESPONSE_SIZE_MAX: Final = 64 * MIB  # one JSON line; a check may name m
 CONTROL_CONNECTIONS_MAX: Final = 16  # administrators' commands at one time
 CONTROL_REQUEST_SECONDS: Final = 10.0  # for a client to send its line
 DISK_ERRORS_MAX: Final = 16  # failed operations after which a disk gets no new data
+DISK_HANG_SECONDS: Final = 30.0  # a probe that takes longer makes the disk missing
 DISK_SIZE_MIN: Final = 64 * MIB  # free space that a disk must have to join a pool
 MOUNT_LOG_SIZE: Final = 4 * MIB  # a background mount's log file, before it is rotated once
 

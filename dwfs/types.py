@@ -104,7 +104,8 @@ class ShardKey(msgspec.Struct, frozen=True, array_like=True):
 class DiskSpace(msgspec.Struct, frozen=True):
     """Space on one disk, in bytes, as its filesystem and our segments report it.
 
-    `available_bytes` is already divided among the pool's disks that share one filesystem.
+    `available_bytes` is what is left after the reserve (limits.DISK_RESERVE_*), already divided
+    among the pool's disks that share one filesystem.
     """
 
     size_bytes: int

@@ -1,0 +1,393 @@
+"""`StripeStore`: the stripe layer's face, an implementation of `ports.DataStore`.
+
+Bytes enter by `append` into the one open stripe, leave it when it is full or rotated, and are then
+a *flight* of the writer until their seal is committed. Reads look in that order: open stripe,
+flights with a buffer, sealed stripes.
+
+The log's side of the bargain (ports.DataStore, "unlogged"): a byte is unlogged until it was handed
+to the log by `take_unlogged`, or its stripe is synced, for then the seal is there and goes with
+the very next batch. So a batch must always be made as
+
+    take_unlogged() + settled()        or        rotate(), await settle()
+
+without an await between taking and building the record. `append`, `take_unlogged`, `rotate` and
+`settled` themselves never await.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from errno import EIO, ENOSPC
+from typing import NamedTuple
+
+import trio
+
+from dwfs.errors import MediumError, PosixError
+from dwfs.limits import (
+    LOG_INLINE_MAX,
+    MIB,
+    SECTOR_SIZE,
+    STRIPE_READ_CACHE_SIZE,
+    STRIPE_SALT_SIZE,
+    STRIPE_SECTORS_MAX,
+    STRIPE_SIZE_MAX,
+    STRIPES_IN_FLIGHT_MAX,
+)
+from dwfs.ports import DiskListing, ErasureCoder, Randomness, ShardStore, StripeCatalog
+from dwfs.stripe.builder import StripeBuilder
+from dwfs.stripe.cache import ReadAheadCache
+from dwfs.stripe.gather import Damage, DamageObserver, ShardGatherer
+from dwfs.stripe.layout import buffer_capacity
+from dwfs.stripe.reader import StripeReader
+from dwfs.stripe.sealing import BufferPool, CipherFactory, ThreadRunner
+from dwfs.stripe.space import ReclaimSignal, SpaceAccount
+from dwfs.stripe.writer import Flight, FlightState, StripeWriter
+from dwfs.types import (
+    BackReference,
+    DiskId,
+    Fragment,
+    Geometry,
+    PoolId,
+    ShardKey,
+    StripeData,
+    StripeId,
+    StripeSeal,
+    VolumeId,
+)
+
+CREDIT_MAX = 64 * MIB  # bytes admitted against one look at free space
+STRIPE_ID_SIZE = 16
+
+
+class StripeCounters(NamedTuple):
+    """For status: what the stripe layer has met since it started."""
+
+    in_flight: int  # closed stripes not yet synced
+    degraded: int  # stripes written with a shard missing
+    damaged: int  # shards found missing or damaged by reads
+    rebuilt: int  # reads that needed other shards
+
+
+class StripeStore:
+    """One per pool and volume key. `nursery` outlives it and runs its writers and prefetches.
+
+    `coder_of(geometry)` makes coders (`dwfs.erasure.make_coder`); `cipher_of(stripe, salt,
+    key_version)` a *new* cipher each time; `threads` runs coding. `on_damage` is told of each
+    shard that a read found bad. `reclaim` is shared with the `Cleaner`, if there is one.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: PoolId,
+        volume: VolumeId,
+        geometry: Geometry,
+        key_version: int,
+        disks: DiskListing,
+        catalog: StripeCatalog,
+        coder_of: Callable[[Geometry], ErasureCoder],
+        cipher_of: CipherFactory,
+        randomness: Randomness,
+        threads: ThreadRunner,
+        nursery: trio.Nursery,
+        on_damage: DamageObserver | None = None,
+        reclaim: ReclaimSignal | None = None,
+    ) -> None:
+        self._geometry = geometry
+        self._key_version = key_version
+        self._disks = disks
+        self._catalog = catalog
+        self._cipher_of = cipher_of
+        self._randomness = randomness
+        self._on_damage = on_damage
+        self._reclaim = reclaim
+        capacity = buffer_capacity(geometry.data, STRIPE_SECTORS_MAX, SECTOR_SIZE)
+        self._buffers = BufferPool(capacity, keep=STRIPES_IN_FLIGHT_MAX + 1)
+        self._space = SpaceAccount(disks, geometry)
+        coder = coder_of(geometry)
+        self._writer = StripeWriter(
+            pool=pool,
+            volume=volume,
+            disks=disks,
+            space=self._space,
+            coder=coder,
+            threads=threads,
+            buffers=self._buffers,
+            nursery=nursery,
+            on_synced=self._synced,
+        )
+        gatherer = ShardGatherer(disks, coder, coder_of, threads, self._found_damage)
+        cache = ReadAheadCache(gatherer, nursery, STRIPE_READ_CACHE_SIZE)
+        self._reader = StripeReader(gatherer, cache, cipher_of, self._seal_of)
+        self._open: StripeBuilder | None = None
+        self._live: dict[StripeId, StripeBuilder] = {}  # stripes that are readable in memory
+        self._unlogged = 0
+        self._credit = 0
+        self._damaged = 0
+
+    # --- writing -----------------------------------------------------------------------------
+
+    async def admit(self, length: int) -> None:
+        """Wait until `length` more bytes may be appended, or raise PosixError ENOSPC/EIO."""
+        if self._writer.in_memory >= STRIPES_IN_FLIGHT_MAX:
+            await self._writer.wait_for_room()
+        if length <= self._credit or self._look_at_space(length):
+            return
+        if self._reclaim is not None and await self._reclaim.request():
+            if self._writer.in_memory >= STRIPES_IN_FLIGHT_MAX:
+                await self._writer.wait_for_room()
+            if self._look_at_space(length):
+                return
+        raise PosixError(ENOSPC, "the pool is full")
+
+    async def admit_for_reclaim(self, length: int) -> None:
+        """As `admit`, but may use the disks' reserve: reclaim gives back more than it takes."""
+        if self._writer.in_memory >= STRIPES_IN_FLIGHT_MAX:
+            await self._writer.wait_for_room()
+        usable = self._space.usable(into_reserve=True)
+        if usable is None:
+            raise PosixError(EIO, "too few disks to write to")
+        if length > usable - self._waiting_bytes():
+            raise PosixError(ENOSPC, "the pool is full")
+
+    def _waiting_bytes(self) -> int:
+        opened = 0 if self._open is None else self._open.length
+        return self._writer.waiting_bytes + opened
+
+    def _look_at_space(self, length: int) -> bool:
+        """Renew the credit; whether it covers `length`."""
+        usable = self._space.usable()
+        if usable is None:
+            raise PosixError(EIO, "too few disks to write to")
+        self._credit = min(usable - self._waiting_bytes(), CREDIT_MAX)
+        return length <= self._credit
+
+    def append(self, inode: int, offset: int, data: bytes | memoryview) -> list[Fragment]:
+        """Take data into the open stripe; returns where it went. Never awaits."""
+        view = memoryview(data)
+        size = len(view)
+        self._credit -= size
+        self._unlogged += size
+        fragments: list[Fragment] = []
+        position = 0
+        while position < size:
+            builder = self._open or self._open_stripe()
+            count = min(builder.room, size - position)
+            fragments.append(Fragment(builder.stripe, builder.length, count))
+            piece = view if count == size else view[position : position + count]
+            builder.append(inode, offset + position, piece)
+            position += count
+            if builder.room <= 0:
+                self.rotate()
+        return fragments
+
+    def _open_stripe(self) -> StripeBuilder:
+        stripe = StripeId(self._randomness.bytes(STRIPE_ID_SIZE))
+        self._open = self._new_builder(stripe, STRIPE_SECTORS_MAX)
+        return self._open
+
+    def _new_builder(self, stripe: StripeId, sectors: int) -> StripeBuilder:
+        salt = self._randomness.bytes(STRIPE_SALT_SIZE)
+        size = buffer_capacity(self._geometry.data, sectors, SECTOR_SIZE)
+        full = sectors == STRIPE_SECTORS_MAX
+        builder = StripeBuilder(
+            stripe,
+            salt,
+            self._key_version,
+            self._cipher_of(stripe, salt, self._key_version),
+            self._buffers.take(size) if full else bytearray(size),
+            sector_size=SECTOR_SIZE,
+            sectors=sectors,
+        )
+        self._live[stripe] = builder
+        return builder
+
+    def rotate(self) -> None:
+        """Close the open stripe; it is coded and written in the background."""
+        builder, self._open = self._open, None
+        if builder is not None:
+            self._writer.submit(builder)
+
+    # --- the log's side ----------------------------------------------------------------------
+
+    def unlogged_bytes(self) -> int:
+        """Plaintext bytes that neither the log has nor a seal covers (see the module)."""
+        return self._unlogged
+
+    def take_unlogged(self) -> list[StripeData]:
+        """Hand all unlogged bytes to the log, which is responsible for them from now on."""
+        assert self._unlogged <= LOG_INLINE_MAX
+        taken: list[StripeData] = []
+        if not self._unlogged:
+            return taken
+        for builder in self._live.values():
+            start, count = builder.logged, builder.length - builder.logged
+            if count:
+                taken.append(StripeData(builder.stripe, start, builder.read(start, count)))
+                builder.logged = builder.length
+        assert sum(len(data.data) for data in taken) == self._unlogged
+        self._unlogged = 0
+        return taken
+
+    async def settle(self) -> list[StripeSeal]:
+        """Wait until every closed stripe is written and synced; return seals not yet handed out.
+
+        Raises PosixError EIO if a stripe can't be stored now; the next call tries again.
+        """
+        await self._writer.settle()
+        return self.settled()
+
+    def settled(self) -> list[StripeSeal]:
+        """Seals of stripes that are synced and were not handed out before."""
+        seals = []
+        for flight in self._writer.flights.values():
+            if flight.state is FlightState.SYNCED and not flight.handed_out:
+                flight.handed_out = True
+                seals.append(flight.seal)
+        return seals
+
+    def committed(self, seals: Sequence[StripeSeal]) -> None:
+        """The catalog now answers for these stripes."""
+        for seal in seals:
+            self._writer.forget(seal.stripe)
+
+    def restore(self, data: Sequence[StripeData], references: Sequence[BackReference] = ()) -> None:
+        """Recovery: take back the plaintext of unsealed stripes, as closed stripes to write.
+
+        `data` may name several stripes and overlap; of each stripe it must be contiguous from 0.
+        `references` is the summary, if the caller can tell it, when `data` is of one stripe; a
+        stripe without one can't be emptied by the cleaner, only die.
+        """
+        pieces: dict[StripeId, list[StripeData]] = {}
+        for piece in data:
+            pieces.setdefault(piece.stripe, []).append(piece)
+        assert len(pieces) <= 1 or not references
+        for stripe, parts in pieces.items():
+            self._restore_one(stripe, sorted(parts, key=lambda part: part.offset), references)
+
+    def _restore_one(
+        self, stripe: StripeId, parts: Sequence[StripeData], references: Sequence[BackReference]
+    ) -> None:
+        assert stripe not in self._live, "a stripe is restored once"
+        end = max(part.offset + len(part.data) for part in parts)
+        assert end <= STRIPE_SIZE_MAX
+        builder = self._new_builder(stripe, -(-end // SECTOR_SIZE))
+        for part in parts:
+            fresh = memoryview(part.data)[max(0, builder.length - part.offset) :]
+            assert part.offset <= builder.length, "logged data has no gaps"
+            if len(fresh):
+                builder.append(0, builder.length, fresh)
+        builder.adopt_summary(tuple(references))
+        builder.logged = builder.length
+        self._writer.submit(builder)
+
+    def _synced(self, flight: Flight) -> None:
+        builder = flight.builder
+        self._unlogged -= builder.length - builder.logged
+        builder.logged = builder.length
+        del self._live[builder.stripe]
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def read_now(self, stripe: StripeId, offset: int, length: int) -> bytes | None:
+        """Plaintext if it can be had without waiting (memory, page cache), else None."""
+        live = self._live.get(stripe)
+        if live is not None:
+            if offset + length > live.length:
+                return None
+            return live.read(offset, length)
+        return self._reader.read_now(stripe, offset, length)
+
+    async def read(self, stripe: StripeId, offset: int, length: int) -> bytes:
+        """Exactly `length` plaintext bytes. Rebuilds from parity. Raises PosixError EIO."""
+        live = self._live.get(stripe)
+        if live is not None:
+            if offset + length > live.length:
+                raise PosixError(EIO, f"stripe {stripe.hex()} has no bytes at {offset}+{length}")
+            return live.read(offset, length)
+        return await self._reader.read(stripe, offset, length)
+
+    def prefetch(self, stripe: StripeId) -> None:
+        """Start reading the whole stripe into the read cache; returns at once."""
+        if stripe not in self._live:
+            self._reader.prefetch(stripe)
+
+    def _seal_of(self, stripe: StripeId) -> StripeSeal | None:
+        flight = self._writer.flights.get(stripe)
+        if flight is not None and flight.state is FlightState.SYNCED:
+            return flight.seal
+        return self._catalog.seal_of(stripe)
+
+    def _found_damage(self, damage: Damage) -> None:
+        self._damaged += 1
+        if self._on_damage is not None:
+            self._on_damage(damage)
+
+    # --- stripes' end, and status ------------------------------------------------------------
+
+    def is_in_memory(self, stripe: StripeId) -> bool:
+        """Whether the stripe is open or its seal is not yet committed (see `sweep`)."""
+        return stripe in self._live or stripe in self._writer.flights
+
+    def forget(self, stripe: StripeId) -> None:
+        """The stripe's shards have moved (repair): read its seal again."""
+        self._reader.forget(stripe)
+
+    async def drop(self, stripes: Sequence[StripeId]) -> None:
+        """Delete the shards of stripes that no durable state refers to.
+
+        The catalog may already have forgotten them: what a disk's index holds is deleted. Disks
+        that are away are swept when they come back.
+        """
+        doomed: dict[DiskId, list[ShardKey]] = {}
+        freed: dict[DiskId, int] = {}
+        for stripe in stripes:
+            seal = self._seal_of(stripe)
+            total = (self._geometry if seal is None else seal.geometry).total
+            keys = [ShardKey(stripe, shard) for shard in range(total)]
+            for store in self._disks:
+                found = [key for key in keys if store.has(key)]
+                if found:
+                    doomed.setdefault(store.disk, []).extend(found)
+                    size = sum(store.length(key) for key in found)
+                    freed[store.disk] = freed.get(store.disk, 0) + size
+            self._reader.forget(stripe)
+            self._writer.forget(stripe)
+            await trio.lowlevel.checkpoint()
+
+        async def delete(store: ShardStore, keys: Sequence[ShardKey]) -> None:
+            try:
+                await store.delete(keys)
+            except MediumError as error:
+                self._disks.failed(error, store.disk)
+            else:
+                self._space.note_drop(store.disk, freed[store.disk])
+
+        async with trio.open_nursery() as nursery:
+            for disk, found in doomed.items():
+                present = self._disks.get(disk)
+                if present is not None:
+                    nursery.start_soon(delete, present, found)
+        self._credit = 0  # look again: space was given back
+
+    def free_bytes(self) -> int:
+        """Plaintext bytes that can still be written; for statfs."""
+        return max(0, (self._space.usable() or 0) - self._waiting_bytes())
+
+    def capacity_bytes(self) -> int:
+        """Plaintext bytes of an empty pool; for statfs."""
+        return self._space.capacity()
+
+    def free_fraction(self) -> float:
+        """Free share of the capacity; sets the pace of reclaim."""
+        capacity = self.capacity_bytes()
+        return min(1.0, self.free_bytes() / capacity) if capacity else 0.0
+
+    def counters(self) -> StripeCounters:
+        """For status."""
+        return StripeCounters(
+            in_flight=self._writer.in_memory,
+            degraded=self._writer.degraded,
+            damaged=self._damaged,
+            rebuilt=self._reader.rebuilt_runs,
+        )

@@ -1,0 +1,360 @@
+"""Closed stripes on their way to the disks: coding, placing, putting, syncing.
+
+A closed stripe is a *flight*. Its states:
+
+    QUEUED ──▶ WRITING ──▶ WRITTEN ──▶ SYNCED ──▶ (committed: forgotten here)
+      ▲           │            │
+      │           ▼            │ a disk's sync failed: its shards are lost
+      └─────── FAILED ◀────────┘ (the flight goes back to QUEUED and fills the gaps)
+
+- WRITTEN: each shard is on a disk, or no disk is left for it and at least k shards are stored.
+- SYNCED: every stored shard was covered by a sync that *started* after its put had returned. Only
+  then does a seal exist, and only then is the buffer given back.
+- FAILED: fewer than k shards could be stored. The stripe stays in memory and readable; `settle`
+  and `wait_for_room` try again.
+
+A failed put is repeated on another disk. A failed sync means that the kernel may have dropped
+pages it will never report again, so every shard of the disk not covered by an earlier sync is
+written afresh elsewhere, and the disk is not used again for that stripe.
+
+Stripes are synced in the background as soon as half of the permitted flights wait for it, so that
+streaming never depends on anybody calling fsync, and one sync serves several stripes.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from errno import EIO
+
+import trio
+
+from dwfs.errors import DiskFullError, MediumError, PosixError
+from dwfs.limits import (
+    CODING_INLINE_MAX,
+    SECTOR_SIZE,
+    STRIPE_SECTORS_MAX,
+    STRIPES_IN_FLIGHT_MAX,
+)
+from dwfs.ports import DiskListing, ErasureCoder, ShardStore
+from dwfs.stripe.builder import StripeBuilder
+from dwfs.stripe.layout import StripeLayout, buffer_capacity
+from dwfs.stripe.placement import choose_disks
+from dwfs.stripe.sealing import BufferPool, ThreadRunner
+from dwfs.stripe.shard_header import encode_header
+from dwfs.stripe.space import SpaceAccount
+from dwfs.types import DiskId, Geometry, PoolId, ShardKey, StripeId, StripeSeal, VolumeId
+
+NO_DISK = DiskId(b"")
+
+
+class FlightState(enum.Enum):
+    """See the module's diagram."""
+
+    QUEUED = enum.auto()
+    WRITING = enum.auto()
+    WRITTEN = enum.auto()
+    SYNCED = enum.auto()
+    FAILED = enum.auto()
+
+
+class Flight:
+    """One closed stripe until its seal is committed."""
+
+    __slots__ = (
+        "avoid",
+        "builder",
+        "handed_out",
+        "layout",
+        "parity",
+        "parity_buffer",
+        "placement",
+        "seal",
+        "state",
+        "unsynced",
+        "waiting_bytes",
+    )
+
+    def __init__(self, builder: StripeBuilder, layout: StripeLayout, seal: StripeSeal) -> None:
+        self.builder = builder
+        self.layout = layout
+        self.seal = seal  # its placement becomes true when the flight is SYNCED
+        self.state = FlightState.QUEUED
+        self.placement: list[DiskId] = [NO_DISK] * layout.total
+        self.unsynced: set[int] = set()  # shards put, but not yet covered by a sync
+        self.avoid: set[DiskId] = set()  # disks that failed this stripe
+        self.parity: list[memoryview] = []
+        self.parity_buffer: bytearray | None = None
+        self.handed_out = False
+        self.waiting_bytes = builder.length  # until the disks report them as used
+
+
+class StripeWriter:
+    """Drives flights. `on_synced(flight)` is called before the flight's buffer is let go."""
+
+    def __init__(
+        self,
+        *,
+        pool: PoolId,
+        volume: VolumeId,
+        disks: DiskListing,
+        space: SpaceAccount,
+        coder: ErasureCoder,
+        threads: ThreadRunner,
+        buffers: BufferPool,
+        nursery: trio.Nursery,
+        on_synced: Callable[[Flight], None],
+    ) -> None:
+        self._pool = pool
+        self._volume = volume
+        self._disks = disks
+        self._space = space
+        self._coder = coder
+        self._threads = threads
+        self._buffers = buffers
+        geometry = coder.geometry
+        parity_size = buffer_capacity(geometry.data, STRIPE_SECTORS_MAX, SECTOR_SIZE)
+        self._parity_buffers = BufferPool(
+            parity_size // geometry.data * geometry.parity, keep=STRIPES_IN_FLIGHT_MAX
+        )
+        self._nursery = nursery
+        self._on_synced = on_synced
+        self._slots = trio.Semaphore(STRIPES_IN_FLIGHT_MAX)
+        self._sync_lock = trio.Lock()
+        self._sync_started = False
+        self._changed = trio.Event()
+        self.flights: dict[StripeId, Flight] = {}  # in the order in which they were closed
+        self.in_memory = 0  # flights not yet SYNCED
+        self.waiting_bytes = 0  # plaintext of flights that are not yet on the disks
+        self.degraded = 0  # stripes sealed with a shard missing
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the stripes that are written."""
+        return self._coder.geometry
+
+    def submit(self, builder: StripeBuilder) -> None:
+        """Close the stripe and write it in the background."""
+        layout = builder.close(self.geometry)
+        seal = StripeSeal(
+            stripe=builder.stripe,
+            salt=builder.salt,
+            key_version=builder.key_version,
+            geometry=self.geometry,
+            length=builder.length,
+            sector_size=builder.sector_size,
+            placement=(NO_DISK,) * layout.total,
+            summary=builder.summary(),
+        )
+        flight = Flight(builder, layout, seal)
+        self.flights[builder.stripe] = flight
+        self.in_memory += 1
+        self.waiting_bytes += flight.waiting_bytes
+        self._nursery.start_soon(self._write, flight)
+
+    def forget(self, stripe: StripeId) -> None:
+        """The seal is committed."""
+        flight = self.flights.get(stripe)
+        if flight is not None and flight.state is FlightState.SYNCED:
+            del self.flights[stripe]
+
+    async def wait_for_room(self) -> None:
+        """Wait until another stripe may be closed. Raises PosixError EIO if none can be stored."""
+        retried = False
+        while self.in_memory >= STRIPES_IN_FLIGHT_MAX:
+            states = {flight.state for flight in self.flights.values()}
+            if states <= {FlightState.FAILED, FlightState.SYNCED}:
+                if retried:
+                    raise PosixError(EIO, "too few disks can take a stripe")
+                retried = True
+                self._retry(list(self.flights.values()))
+            if FlightState.WRITTEN in states:
+                self._sync_soon()
+            await self._changed.wait()
+
+    async def settle(self) -> None:
+        """Wait until every stripe closed by now is SYNCED.
+
+        Raises PosixError EIO when one can't be stored; the others are settled all the same.
+        """
+        wanted = [f for f in self.flights.values() if f.state is not FlightState.SYNCED]
+        self._retry(wanted)
+        while True:
+            states = {flight.state for flight in wanted}
+            if FlightState.QUEUED in states or FlightState.WRITING in states:
+                await self._changed.wait()
+            elif FlightState.WRITTEN in states:
+                await self._sync()
+            elif FlightState.FAILED in states:
+                raise PosixError(EIO, "too few disks can take a stripe")
+            else:
+                return
+
+    def _retry(self, flights: Sequence[Flight]) -> None:
+        for flight in flights:
+            if flight.state is FlightState.FAILED:
+                flight.state = FlightState.QUEUED
+                flight.avoid.clear()
+                self._nursery.start_soon(self._write, flight)
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def _write(self, flight: Flight) -> None:
+        async with self._slots:
+            flight.state = FlightState.WRITING
+            await self._code(flight)
+            stored = await self._put_missing(flight)
+        if stored:
+            flight.state = FlightState.WRITTEN
+            self.waiting_bytes -= flight.waiting_bytes
+            flight.waiting_bytes = 0
+        else:
+            flight.state = FlightState.FAILED
+        self._notify()
+        self._sync_if_due()
+
+    async def _code(self, flight: Flight) -> None:
+        if flight.parity or not flight.layout.parity:
+            return
+        width = flight.layout.shard_length
+        size = flight.layout.parity * width
+        if size > CODING_INLINE_MAX:
+            flight.parity_buffer = self._parity_buffers.take(size)
+            view = memoryview(flight.parity_buffer)
+        else:
+            view = memoryview(bytearray(size))
+        parity = [view[i * width : (i + 1) * width] for i in range(flight.layout.parity)]
+        columns = flight.builder.columns(flight.layout)
+        if flight.layout.total * width > CODING_INLINE_MAX:
+            await self._threads.run(self._coder.encode, columns, parity)
+        else:
+            self._coder.encode(columns, parity)
+        flight.parity = parity
+
+    async def _put_missing(self, flight: Flight) -> bool:
+        """Put shards until each has a disk or no disk is left; False if fewer than k are stored."""
+        layout = flight.layout
+        needed = layout.stored_shards()
+        while True:
+            missing = [shard for shard in needed if not flight.placement[shard]]
+            chosen = self._choose(flight, len(missing))
+            if not missing or not chosen:
+                break
+            async with trio.open_nursery() as nursery:
+                # Data shards come first: with too few disks it is parity that goes without.
+                for shard, store in zip(missing, chosen, strict=False):
+                    nursery.start_soon(self._put, flight, shard, store)
+        # Empty data shards count as stored: everybody knows what they hold.
+        return layout.total - len(missing) >= layout.data
+
+    def _choose(self, flight: Flight, count: int) -> list[ShardStore]:
+        exclude = flight.avoid.union(flight.placement)
+        width = flight.layout.shard_length
+        stripe = flight.builder.stripe
+        disks = choose_disks(stripe, self._space.candidates(exclude), count, width)
+        if len(disks) < count:
+            # The bytes were admitted, so they may use what is reserved.
+            candidates = self._space.candidates(exclude, into_reserve=True)
+            disks = choose_disks(stripe, candidates, count, width)
+        return [store for disk in disks if (store := self._disks.get(disk)) is not None]
+
+    async def _put(self, flight: Flight, shard: int, store: ShardStore) -> None:
+        layout = flight.layout
+        if shard < layout.data:
+            payload = flight.builder.payload(layout, shard)
+        else:
+            payload = flight.parity[shard - layout.data]
+        header = encode_header(self._pool, self._volume, flight.seal, shard)
+        try:
+            await store.put(ShardKey(flight.builder.stripe, shard), header, payload)
+        except DiskFullError:
+            flight.avoid.add(store.disk)
+        except MediumError as error:
+            flight.avoid.add(store.disk)
+            self._disks.failed(error, store.disk)
+        else:
+            flight.placement[shard] = store.disk
+            flight.unsynced.add(shard)
+            self._space.note_put(store.disk, len(payload))
+
+    def _sync_if_due(self) -> None:
+        waiting = sum(f.state is FlightState.WRITTEN for f in self.flights.values())
+        if waiting >= STRIPES_IN_FLIGHT_MAX // 2:
+            self._sync_soon()
+
+    def _sync_soon(self) -> None:
+        if not self._sync_started:
+            self._sync_started = True
+            self._nursery.start_soon(self._sync_in_background)
+
+    async def _sync_in_background(self) -> None:
+        try:
+            await self._sync()
+        finally:
+            self._sync_started = False
+        self._sync_if_due()
+
+    async def _sync(self) -> None:
+        """Sync every disk that a WRITTEN flight is on; one round at a time."""
+        async with self._sync_lock:
+            covered = [
+                (flight, set(flight.unsynced))
+                for flight in self.flights.values()
+                if flight.state is FlightState.WRITTEN
+            ]
+            touched = {flight.placement[shard] for flight, shards in covered for shard in shards}
+            failed: set[DiskId] = set()
+            async with trio.open_nursery() as nursery:
+                for disk in touched:
+                    nursery.start_soon(self._sync_disk, disk, failed)
+            for flight, shards in covered:
+                self._conclude(flight, shards, failed)
+            self._notify()
+
+    async def _sync_disk(self, disk: DiskId, failed: set[DiskId]) -> None:
+        store = self._disks.get(disk)
+        if store is None:
+            failed.add(disk)
+            return
+        try:
+            await store.sync()
+        except MediumError as error:
+            failed.add(disk)
+            self._disks.failed(error, disk)
+
+    def _conclude(self, flight: Flight, shards: set[int], failed: set[DiskId]) -> None:
+        lost = [shard for shard in shards if flight.placement[shard] in failed]
+        flight.unsynced -= shards
+        for shard in lost:
+            flight.avoid.add(flight.placement[shard])
+            flight.placement[shard] = NO_DISK
+        if lost:
+            flight.state = FlightState.QUEUED
+            self._nursery.start_soon(self._write, flight)
+            return
+        self._finish(flight)
+
+    def _finish(self, flight: Flight) -> None:
+        flight.seal = StripeSeal(
+            stripe=flight.seal.stripe,
+            salt=flight.seal.salt,
+            key_version=flight.seal.key_version,
+            geometry=flight.seal.geometry,
+            length=flight.seal.length,
+            sector_size=flight.seal.sector_size,
+            placement=tuple(flight.placement),
+            summary=flight.seal.summary,
+        )
+        flight.state = FlightState.SYNCED
+        self.in_memory -= 1
+        missing = sum(not flight.placement[shard] for shard in flight.layout.stored_shards())
+        self.degraded += missing > 0
+        self._on_synced(flight)
+        # All puts have returned (shielded by the disks' executors), so nobody reads the buffers.
+        self._buffers.give(flight.builder.release())
+        flight.parity = []
+        if flight.parity_buffer is not None:
+            self._parity_buffers.give(flight.parity_buffer)
+            flight.parity_buffer = None

@@ -1,0 +1,245 @@
+"""Disks in memory with faults to order, and a stripe store on top of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from dwfs.crypto import RootKeys, SecretBytes
+from dwfs.disk.space import reserve_bytes
+from dwfs.erasure import make_coder
+from dwfs.errors import MediumError, ShardDamagedError, ShardMissingError
+from dwfs.limits import GIB
+from dwfs.ports import ShardStore
+from dwfs.stripe import Damage, ReclaimSignal, StripeStore
+from dwfs.types import (
+    DiskId,
+    DiskSpace,
+    Geometry,
+    PoolId,
+    ShardKey,
+    StripeId,
+    StripeSeal,
+    VolumeId,
+)
+
+ArgumentsT = TypeVarTuple("ArgumentsT")
+ResultT = TypeVar("ResultT")
+POOL = PoolId(b"p" * 16)
+VOLUME = VolumeId(b"v" * 16)
+
+
+class FaultyDisk:
+    """A ShardStore in memory. A failed sync loses all that was put since the last one."""
+
+    def __init__(self, disk: DiskId, size: int = GIB) -> None:
+        self.disk = disk
+        self.size = size
+        self.shards: dict[ShardKey, tuple[bytes, bytearray]] = {}
+        self.dead = False
+        self.fail_puts = False
+        self.fail_syncs = 0
+        self.unsynced: set[ShardKey] = set()
+        self.cached = True
+        self.syncs = 0
+
+    def _check(self, operation: str) -> None:
+        if self.dead:
+            raise MediumError(self.disk, operation, "dead")
+
+    def _payload(self, key: ShardKey) -> bytearray:
+        if key not in self.shards:
+            raise ShardMissingError(self.disk, "read", "missing")
+        return self.shards[key][1]
+
+    async def put(self, key: ShardKey, header: bytes, payload: memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check("put")
+        if self.fail_puts:
+            raise MediumError(self.disk, "put", "refused")
+        assert len(header) <= 1024
+        self.shards[key] = (header, bytearray(payload))
+        self.unsynced.add(key)
+
+    def has(self, key: ShardKey) -> bool:
+        return key in self.shards
+
+    def length(self, key: ShardKey) -> int:
+        return len(self._payload(key))
+
+    def read_cached(self, key: ShardKey, offset: int, length: int) -> bytes | None:
+        self._check("read")
+        return bytes(self._payload(key)[offset : offset + length]) if self.cached else None
+
+    async def read(self, key: ShardKey, offset: int, length: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self._check("read")
+        return bytes(self._payload(key)[offset : offset + length])
+
+    async def read_verified(self, key: ShardKey) -> tuple[bytes, bytes]:
+        await trio.lowlevel.checkpoint()
+        self._check("read")
+        if key in self.damaged:
+            raise ShardDamagedError(self.disk, "read", "checksum")
+        return self.shards[key][0], bytes(self._payload(key))
+
+    @property
+    def damaged(self) -> set[ShardKey]:
+        return {key for key, (header, _) in self.shards.items() if header.endswith(b"!")}
+
+    def damage(self, key: ShardKey, offset: int = 0) -> None:
+        """Flip a byte; the checksum of `read_verified` notices."""
+        header, payload = self.shards[key]
+        payload[offset] ^= 0xFF
+        self.shards[key] = (header + b"!", payload)
+
+    async def delete(self, keys: Sequence[ShardKey]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check("delete")
+        for key in keys:
+            self.shards.pop(key, None)
+
+    async def sync(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check("sync")
+        self.syncs += 1
+        if self.fail_syncs:
+            self.fail_syncs -= 1
+            # What a kernel may do: drop the pages and report them never again.
+            for key in self.unsynced:
+                self.shards.pop(key, None)
+            self.unsynced.clear()
+            raise MediumError(self.disk, "sync", "EIO")
+        self.unsynced.clear()
+
+    def keys(self, after: ShardKey | None, limit: int) -> list[ShardKey]:
+        ordered = sorted(self.shards, key=lambda key: (key.stripe, key.number))
+        if after is not None:
+            ordered = [k for k in ordered if (k.stripe, k.number) > (after.stripe, after.number)]
+        return ordered[:limit]
+
+    def space(self) -> DiskSpace:
+        used = sum(len(payload) for _, payload in self.shards.values())
+        available = self.size - used - reserve_bytes(self.size)
+        return DiskSpace(self.size, max(0, available), used)
+
+
+class Disks:
+    """A DiskListing; a dead disk is not written to, and is listed until it is `removed`."""
+
+    def __init__(self, count: int, size: int = GIB) -> None:
+        self.disks = [FaultyDisk(DiskId(bytes([n + 1]) * 16), size) for n in range(count)]
+        self.removed: set[DiskId] = set()
+        self.failures: list[DiskId] = []
+
+    def writable(self) -> list[ShardStore]:
+        return [disk for disk in self.disks if not disk.dead and disk.disk not in self.removed]
+
+    def get(self, disk: DiskId) -> FaultyDisk | None:
+        for store in self.disks:
+            if store.disk == disk and disk not in self.removed:
+                return store
+        return None
+
+    def failed(self, error: Exception, disk: DiskId) -> None:
+        assert isinstance(error, MediumError)
+        self.failures.append(disk)
+
+    def __iter__(self) -> Iterator[ShardStore]:
+        return iter([disk for disk in self.disks if disk.disk not in self.removed])
+
+
+class Catalog:
+    """Seals by stripe."""
+
+    def __init__(self) -> None:
+        self.seals: dict[StripeId, StripeSeal] = {}
+
+    def seal_of(self, stripe: StripeId) -> StripeSeal | None:
+        return self.seals.get(stripe)
+
+    def dead_stripes(self, limit: int) -> list[StripeId]:
+        return []
+
+    def sparse_stripes(self, live_fraction: float, limit: int) -> list[StripeId]:
+        return []
+
+
+class SeededRandomness:
+    """Randomness that repeats."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def bytes(self, count: int) -> bytes:
+        return self._random.randbytes(count)
+
+
+class TrioThreads:
+    """A ThreadRunner that owes nothing to the disk layer."""
+
+    async def run(
+        self, function: Callable[[*ArgumentsT], ResultT], /, *arguments: *ArgumentsT
+    ) -> ResultT:
+        return await trio.to_thread.run_sync(function, *arguments)
+
+
+class Bench:
+    """A store, its disks and its catalog; `commit` plays the log."""
+
+    def __init__(self, store: StripeStore, disks: Disks, catalog: Catalog) -> None:
+        self.store = store
+        self.disks = disks
+        self.catalog = catalog
+        self.damage: list[Damage] = []
+
+    async def commit(self) -> list[StripeSeal]:
+        """Rotate, settle, apply the seals and tell the store."""
+        self.store.rotate()
+        seals = await self.store.settle()
+        for seal in seals:
+            self.catalog.seals[seal.stripe] = seal
+        self.store.committed(seals)
+        return seals
+
+
+@asynccontextmanager
+async def bench(
+    data: int = 4,
+    parity: int = 2,
+    disks: int | Disks = 6,
+    *,
+    seed: int = 0,
+    catalog: Catalog | None = None,
+    reclaim: ReclaimSignal | None = None,
+) -> AsyncIterator[Bench]:
+    """A store over disks in memory with real ciphers and a real coder."""
+    listing = Disks(disks) if isinstance(disks, int) else disks
+    catalog = catalog or Catalog()
+    found: list[Damage] = []
+    with RootKeys(SecretBytes.copy_of(b"k" * 32), POOL) as keys:
+        volume = keys.volume(VOLUME, 1)
+        async with trio.open_nursery() as nursery:
+            store = StripeStore(
+                pool=POOL,
+                volume=VOLUME,
+                geometry=Geometry(data, parity),
+                key_version=1,
+                disks=listing,
+                catalog=catalog,
+                coder_of=make_coder,
+                cipher_of=lambda stripe, salt, version: volume.stripe_cipher(stripe, salt),
+                randomness=SeededRandomness(seed),
+                threads=TrioThreads(),
+                nursery=nursery,
+                on_damage=found.append,
+                reclaim=reclaim,
+            )
+            made = Bench(store, listing, catalog)
+            made.damage = found
+            yield made
+            nursery.cancel_scope.cancel()
