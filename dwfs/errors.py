@@ -72,6 +72,14 @@ class FormatError(DwfsError):
     exit_code = 6
 
 
+class NewerFormatError(FormatError):
+    """A newer dwfs made it; this one must not touch it."""
+
+
+class ForeignFormatError(FormatError):
+    """Not dwfs's at all."""
+
+
 class NotEnoughDisksError(DwfsError):
     """Fewer usable disks than the request needs."""
 
@@ -111,6 +119,10 @@ class MediumError(Exception):
         self.disk = disk
         self.operation = operation
         self.cause = cause
+
+
+class DiskFullError(MediumError):
+    """The disk has no room (ENOSPC, EDQUOT); nothing else is wrong with it."""
 
 
 class ShardMissingError(MediumError):
