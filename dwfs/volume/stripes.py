@@ -1,0 +1,186 @@
+"""The stripe table: live bytes and seal of every stripe, and which stripes are worth reclaiming.
+
+Implements `dwfs.ports.StripeCatalog`. A record begins when the first extent refers to a stripe,
+sealed or not, and ends with `drop`. A stripe whose bytes all died before its seal became known is
+kept until the seal comes: only then is there something on the disks to delete.
+
+Candidates for reclaim are kept in memory, built by one scan at open and maintained at each change.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from itertools import islice
+from typing import Final
+
+import msgspec
+
+from dwfs import limits
+from dwfs.types import BackReference, StripeId, StripeSeal
+from dwfs.volume.records import StripeRecord
+from dwfs.volume.store import KIND_STRIPE, KIND_SUMMARY, StateStore
+from dwfs.volume.table import Table
+
+SPARSE_FRACTION_MAX: Final = 0.75  # fuller stripes are never worth copying
+SPARSE_TRACKED_MAX: Final = 65_536  # some 10 MiB; beyond that, found again by a later scan
+DIRTY_QUOTA: Final = limits.DIRTY_OBJECTS_MAX // 4
+
+_encoder = msgspec.msgpack.Encoder()
+_summary_decoder = msgspec.msgpack.Decoder(tuple[BackReference, ...])
+
+
+class StripeTable:
+    """Stripe records with their reclaim candidates."""
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+        self.table: Table[StripeId, StripeRecord] = Table(
+            store,
+            KIND_STRIPE.__add__,
+            _encoder.encode,
+            msgspec.msgpack.Decoder(StripeRecord).decode,
+            limits.STRIPE_RECORD_CACHE_ENTRIES,
+            DIRTY_QUOTA,
+        )
+        self._dead: dict[StripeId, None] = {}
+        self._sparse: dict[StripeId, float] = {}
+        self._pins: Counter[StripeId] = Counter()
+        self._untracked = False  # some sparse stripe found no room in _sparse
+        self._scan()
+
+    def _scan(self) -> None:
+        self._untracked = False
+        for key, sealed in self._store.scan(KIND_STRIPE):
+            stripe = StripeId(key[1:])
+            record = self.table.peek(stripe) or self.table.decode(key, sealed)
+            if record.seal is not None and stripe not in self._dead:
+                self._classify(stripe, record.live_bytes, record.seal.length)
+
+    def _classify(self, stripe: StripeId, live_bytes: int, length: int) -> None:
+        if live_bytes == 0:
+            self._dead[stripe] = None
+            self._sparse.pop(stripe, None)
+            return
+        fraction = live_bytes / length
+        if fraction > SPARSE_FRACTION_MAX:
+            self._sparse.pop(stripe, None)
+        elif len(self._sparse) < SPARSE_TRACKED_MAX or stripe in self._sparse:
+            self._sparse[stripe] = fraction
+        else:
+            self._untracked = True
+
+    def adjust(self, stripe: StripeId, change: int) -> None:
+        """Add `change` to the stripe's live bytes; the record is made if it is new."""
+        record = self.table.get(stripe)
+        if record is None:
+            record = StripeRecord(0, None)
+        live_bytes = record.live_bytes + change
+        assert live_bytes >= 0, "an extent was removed that was never counted"
+        record.live_bytes = live_bytes
+        self.table.put(stripe, record)
+        if record.seal is not None:
+            self._dead.pop(stripe, None)
+            self._classify(stripe, live_bytes, record.seal.length)
+
+    def apply_seal(self, seal: StripeSeal) -> None:
+        """Note that the stripe's shards are durable. Idempotent; commutes with commands."""
+        stripe = seal.stripe
+        record = self.table.get(stripe)
+        if record is None:
+            record = StripeRecord(0, None)
+        self._store.put(KIND_SUMMARY + stripe, _encoder.encode(seal.summary))
+        record.seal = msgspec.structs.replace(seal, summary=())
+        self.table.put(stripe, record)
+        self._classify(stripe, record.live_bytes, seal.length)
+
+    def pin(self, stripe: StripeId) -> None:
+        """A command that refers to the stripe waits to be applied: the stripe is not dead.
+
+        Data is appended to a stripe before its command is proposed. If that has to wait, the
+        stripe may be sealed meanwhile, and would look dead.
+        """
+        self._pins[stripe] += 1
+
+    def unpin(self, stripe: StripeId) -> None:
+        """Undo one `pin`."""
+        self._pins[stripe] -= 1
+        if not self._pins[stripe]:
+            del self._pins[stripe]
+
+    def drop(self, stripe: StripeId) -> bool:
+        """Forget a dead, sealed stripe; tells whether it was one."""
+        record = self.table.get(stripe)
+        if record is None or record.seal is None or record.live_bytes:
+            return False
+        self.table.delete(stripe)
+        self._store.delete(KIND_SUMMARY + stripe)
+        self._dead.pop(stripe, None)
+        return True
+
+    def forget_unsealed(self) -> list[StripeId]:
+        """After recovery: remove records of unsealed stripes without a live byte; their seal will
+        never come. Returns the unsealed stripes that do have live bytes.
+        """
+        self.table.flush()
+        needed: list[StripeId] = []
+        for key, sealed in self._store.scan(KIND_STRIPE):
+            record = self.table.decode(key, sealed)
+            if record.seal is None:
+                if record.live_bytes:
+                    needed.append(StripeId(key[1:]))
+                else:
+                    self.table.delete(StripeId(key[1:]))
+        return needed
+
+    # --- StripeCatalog ----------------------------------------------------------------------
+
+    def seal_of(self, stripe: StripeId) -> StripeSeal | None:
+        """The stripe's seal with an empty summary, or None if it is unknown or unsealed."""
+        record = self.table.get(stripe)
+        return None if record is None else record.seal
+
+    def summary_of(self, stripe: StripeId) -> tuple[BackReference, ...]:
+        """The summary that came with the seal; empty if unknown."""
+        value = self._store.get(KIND_SUMMARY + stripe)
+        return () if value is None else _summary_decoder.decode(value)
+
+    def live_bytes(self, stripe: StripeId) -> int:
+        """Bytes of the stripe that some file maps."""
+        record = self.table.get(stripe)
+        return 0 if record is None else record.live_bytes
+
+    def dead_stripes(self, limit: int) -> list[StripeId]:
+        """Sealed stripes without a live byte, those that died first at the front."""
+        return list(islice((stripe for stripe in self._dead if stripe not in self._pins), limit))
+
+    def sparse_stripes(self, live_fraction: float, limit: int) -> list[StripeId]:
+        """Sealed stripes whose live bytes are at most that fraction of their length, worst first.
+
+        Fractions above SPARSE_FRACTION_MAX are taken as that.
+        """
+        if self._untracked and len(self._sparse) < SPARSE_TRACKED_MAX // 2:
+            self.table.flush()
+            self._scan()
+        fitting = ((f, stripe) for stripe, f in self._sparse.items() if f <= live_fraction)
+        return [stripe for _, stripe in heapq.nsmallest(limit, fitting)]
+
+    def seals(self, after: StripeId | None, limit: int) -> list[StripeSeal]:
+        """Up to `limit` seals in the order of their ids, strictly after `after`; no summaries.
+
+        For walks over everything: call it again and again, with other work in between.
+        """
+        self.table.flush()
+        start = b"" if after is None else KIND_STRIPE + after + b"\0"
+        found: list[StripeSeal] = []
+        for key, sealed in self._store.scan(KIND_STRIPE, start):
+            record = self.table.decode(key, sealed)
+            if record.seal is not None:
+                found.append(record.seal)
+                if len(found) == limit:
+                    break
+        return found
+
+    def reclaimable_counts(self) -> tuple[int, int]:
+        """How many stripes are dead, and how many are tracked as sparse."""
+        return len(self._dead), len(self._sparse)
