@@ -1,0 +1,185 @@
+"""A medium in memory that loses what was not synced, tears writes, and has disks that die.
+
+Durable state is kept apart from what the running system sees. `crash` keeps any combination of
+un-synced writes, each whole, torn at any byte, or not at all, and a prefix of each directory's
+un-synced entries.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from dwfs.log.medium import Buffer
+
+
+class PowerCutError(Exception):
+    """The simulated machine lost power in the middle of an operation."""
+
+
+class _Inode:
+    def __init__(self) -> None:
+        self.durable = bytearray()
+        self.seen = bytearray()
+        self.pending: list[tuple[int, bytes]] = []
+
+
+def _put(content: bytearray, offset: int, data: bytes) -> None:
+    if len(content) < offset:
+        content.extend(bytes(offset - len(content)))
+    content[offset : offset + len(data)] = data
+
+
+class SimulatedMedium:
+    """Implements `dwfs.log.Medium`. The first component of a path under / names the disk."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.durable: dict[Path, _Inode] = {}
+        self.seen: dict[Path, _Inode] = {}
+        self.changes: dict[Path, list[tuple[Path, _Inode | None]]] = {}
+        self.dead: set[str] = set()
+        self.full: set[str] = set()
+        self.operations_left: int | None = None
+        self._handles: dict[int, tuple[Path, _Inode]] = {}
+        self._next_handle = 1
+
+    def crash(self) -> None:
+        """Lose power; what lasts is what the next mount sees."""
+        for inode in {id(inode): inode for inode in self.seen.values()}.values():
+            for offset, data in inode.pending:
+                fate = self.random.random()
+                if fate < 0.4:
+                    _put(inode.durable, offset, data)
+                elif fate < 0.7:
+                    _put(inode.durable, offset, data[: self.random.randint(0, len(data))])
+        for changes in self.changes.values():
+            for path, entry in changes[: self.random.randint(0, len(changes))]:
+                self._apply(self.durable, path, entry)
+        for inode in self.durable.values():
+            inode.pending.clear()
+            inode.seen = bytearray(inode.durable)
+        self.seen = dict(self.durable)
+        self.changes.clear()
+        self._handles.clear()
+        self.operations_left = None
+        self.dead.clear()
+        self.full.clear()
+
+    def rot(self, disk: str, flips: int) -> None:
+        """Damage random bytes of a disk's files."""
+        inodes = [
+            inode for path, inode in self.seen.items() if self._disk(path) == disk and inode.seen
+        ]
+        for _ in range(flips if inodes else 0):
+            inode = self.random.choice(inodes)
+            at = self.random.randrange(len(inode.seen))
+            for content in (inode.seen, inode.durable):
+                if at < len(content):
+                    content[at] ^= 1 << self.random.randrange(8)
+
+    def wipe(self, disk: str) -> None:
+        """Replace a disk by an empty one."""
+        for entries in (self.seen, self.durable):
+            for path in [path for path in entries if self._disk(path) == disk]:
+                del entries[path]
+        self.changes = {
+            path: change for path, change in self.changes.items() if self._disk(path) != disk
+        }
+
+    @staticmethod
+    def _disk(path: Path) -> str:
+        return path.parts[1]
+
+    @staticmethod
+    def _apply(entries: dict[Path, _Inode], path: Path, inode: _Inode | None) -> None:
+        if inode is None:
+            entries.pop(path, None)
+        else:
+            entries[path] = inode
+
+    def _touch(self, path: Path) -> None:
+        if self._disk(path) in self.dead:
+            raise OSError(errno.EIO, "simulated dead disk")
+
+    def _mutate(self, path: Path) -> None:
+        self._touch(path)
+        if self.operations_left is not None:
+            if self.operations_left <= 0:
+                raise PowerCutError
+            self.operations_left -= 1
+
+    def _change(self, path: Path, inode: _Inode | None) -> None:
+        self._apply(self.seen, path, inode)
+        self.changes.setdefault(path.parent, []).append((path, inode))
+
+    def _open(self, path: Path, inode: _Inode) -> int:
+        self._next_handle += 1
+        self._handles[self._next_handle] = (path, inode)
+        return self._next_handle
+
+    def names(self, directory: Path) -> list[str]:
+        self._touch(directory)
+        return [path.name for path in self.seen if path.parent == directory]
+
+    def make_directory(self, directory: Path) -> None:
+        self._mutate(directory)
+
+    def create(self, path: Path, *, replace: bool = False) -> int:
+        self._mutate(path)
+        if path in self.seen and not replace:
+            raise FileExistsError(errno.EEXIST, "exists", str(path))
+        inode = _Inode()
+        self._change(path, inode)
+        return self._open(path, inode)
+
+    def open(self, path: Path, *, write: bool = False) -> int:
+        self._touch(path)
+        if path not in self.seen:
+            raise FileNotFoundError(errno.ENOENT, "missing", str(path))
+        return self._open(path, self.seen[path])
+
+    def size(self, handle: int) -> int:
+        return len(self._handles[handle][1].seen)
+
+    def read(self, handle: int, offset: int, length: int) -> bytes:
+        path, inode = self._handles[handle]
+        self._touch(path)
+        return bytes(inode.seen[offset : offset + length])
+
+    def write(self, handle: int, offset: int, buffers: Sequence[Buffer]) -> None:
+        path, inode = self._handles[handle]
+        data = b"".join(bytes(buffer) for buffer in buffers)
+        if self._disk(path) in self.full:
+            raise OSError(errno.ENOSPC, "simulated full disk")
+        inode.pending.append((offset, data))  # a write cut short may have got anywhere
+        self._mutate(path)
+        _put(inode.seen, offset, data)
+
+    def sync(self, handle: int) -> None:
+        path, inode = self._handles[handle]
+        self._mutate(path)
+        for offset, data in inode.pending:
+            _put(inode.durable, offset, data)
+        inode.pending.clear()
+
+    def sync_directory(self, directory: Path) -> None:
+        self._mutate(directory)
+        for path, inode in self.changes.pop(directory, []):
+            self._apply(self.durable, path, inode)
+
+    def close(self, handle: int) -> None:
+        self._handles.pop(handle, None)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._mutate(target)
+        inode = self.seen[source]
+        self._change(source, None)
+        self._change(target, inode)
+
+    def remove(self, path: Path) -> None:
+        self._mutate(path)
+        if path in self.seen:
+            self._change(path, None)
