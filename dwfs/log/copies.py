@@ -113,20 +113,32 @@ def _begin_copy(medium: Medium, path: Path, header: bytes) -> int:
 def write_copies(
     medium: Medium, handles: Mapping[DiskId, int], offset: int, buffers: Sequence[Buffer]
 ) -> list[tuple[DiskId, float, OSError | None]]:
-    """Write and sync one record on each handle, one after another: (disk, seconds, error)."""
-    results: list[tuple[DiskId, float, OSError | None]] = []
+    """Write one record on each handle, then sync each: (disk, seconds, error).
+
+    All writes come first: disks that share a filesystem then share its journal commit, too.
+    """
+    seconds: dict[DiskId, float] = {}
+    failures: dict[DiskId, OSError] = {}
     before = time.perf_counter()
     for disk, handle in handles.items():
-        failure: OSError | None = None
         try:
             medium.write(handle, offset, buffers)
+        except OSError as error:
+            failures[disk] = error
+        after = time.perf_counter()
+        seconds[disk] = after - before
+        before = after
+    for disk, handle in handles.items():
+        if disk in failures:
+            continue
+        try:
             medium.sync(handle)
         except OSError as error:
-            failure = error
+            failures[disk] = error
         after = time.perf_counter()
-        results.append((disk, after - before, failure))
+        seconds[disk] += after - before
         before = after
-    return results
+    return [(disk, seconds[disk], failures.get(disk)) for disk in handles]
 
 
 def close_handles(medium: Medium, handles: Sequence[int]) -> None:
