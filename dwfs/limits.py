@@ -31,6 +31,8 @@ STRIPE_SALT_SIZE: Final = 24  # 192 bits: random salts never collide
 # Stripes that are full but not yet written. With coding overhead ≤ 3x and six of them this is the
 # largest consumer of memory; the default fits a 2 GiB box many times over.
 STRIPES_IN_FLIGHT_MAX: Final = 6
+# Written, but not yet synced: they hold no buffer, only work for the next sync (64 MiB of data).
+STRIPES_UNSYNCED_MAX: Final = 16
 STRIPE_READ_CACHE_SIZE: Final = 48 * MIB  # raw shards read ahead, whole pool
 INODE_CACHE_ENTRIES: Final = 16_384
 DENTRY_CACHE_ENTRIES: Final = 32_768

@@ -195,7 +195,7 @@ def raise_read_ahead(directory: str) -> bool:
 def _is_alive(directory: str) -> bool:
     """Whether a FUSE mount's process still answers, as its connection's state tells."""
     try:
-        os.stat(directory)
+        os.statvfs(directory)  # stat(2) may be answered from the kernel's cache
     except OSError as error:
         return error.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
     return True

@@ -92,7 +92,8 @@ class StateStore:
                 sync=False,
                 writemap=False,
                 readahead=False,
-                meminit=False,
+                # Or unused parts of pages would carry what the heap held before: plaintext, to a disk.
+                meminit=True,
                 max_readers=16,
             )
             self._begin()

@@ -1,0 +1,86 @@
+"""Whether what the state directory holds can be believed.
+
+The shard index and the volume state are LMDB environments that are committed without a sync. Such
+an environment is whole after a crash of the *process* (the kernel still has every page) but not
+after a crash of the *machine*. So the owner leaves a marker beside them: the boot in which it
+wrote, and whether it closed in order and synced. The state may be believed if it was closed
+cleanly, or if the machine has not rebooted since. Otherwise it is discarded and made anew from
+the disks, which is always possible.
+
+Safety: the marker turns "in use" (durably) before the first change of the state, and "clean" only
+after the state itself was synced.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from dwfs.types import PoolId
+
+STATE_FORMAT: Final = 1  # of the state directory as a whole; another number means: rebuild
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Marker(msgspec.Struct, frozen=True):
+    """The marker's content, as JSON in the file `marker`."""
+
+    format: int
+    pool: str  # hex; a state directory left by another pool of the same name is not ours
+    boot_id: str  # of the boot in which the state was last written
+    clean: bool  # closed in order, everything synced
+
+
+def current_boot_id() -> str:
+    """The kernel's id of this boot; a new random one wherever the kernel has none."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return os.urandom(16).hex()
+
+
+def is_believable(directory: Path, pool: PoolId) -> bool:
+    """Whether the state directory is consistent (if perhaps behind the log)."""
+    marker = _read(directory)
+    if marker is None or marker.format != STATE_FORMAT or marker.pool != pool.hex():
+        return False
+    return marker.clean or marker.boot_id == current_boot_id()
+
+
+def is_clean(directory: Path, pool: PoolId) -> bool:
+    """Whether the state directory was closed in order by this pool."""
+    marker = _read(directory)
+    return (
+        marker is not None
+        and marker.format == STATE_FORMAT
+        and marker.pool == pool.hex()
+        and marker.clean
+    )
+
+
+def mark(directory: Path, pool: PoolId, *, clean: bool) -> None:
+    """Write the marker durably and atomically."""
+    marker = Marker(STATE_FORMAT, pool.hex(), current_boot_id(), clean)
+    target = directory / "marker"
+    temporary = directory / "marker.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.encode(marker))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(target)
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read(directory: Path) -> Marker | None:
+    try:
+        return msgspec.json.decode((directory / "marker").read_bytes(), type=Marker)
+    except (OSError, msgspec.DecodeError):
+        return None
