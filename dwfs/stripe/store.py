@@ -62,7 +62,7 @@ STRIPE_ID_SIZE = 16
 class StripeCounters(NamedTuple):
     """For status: what the stripe layer has met since it started."""
 
-    in_flight: int  # closed stripes not yet synced
+    in_flight: int  # closed stripes still in memory
     degraded: int  # stripes written with a shard missing
     damaged: int  # shards found missing or damaged by reads
     rebuilt: int  # reads that needed other shards
@@ -114,6 +114,7 @@ class StripeStore:
             threads=threads,
             buffers=self._buffers,
             nursery=nursery,
+            on_released=self._released,
             on_synced=self._synced,
         )
         gatherer = ShardGatherer(disks, coder, coder_of, threads, self._found_damage)
@@ -281,11 +282,13 @@ class StripeStore:
         builder.logged = builder.length
         self._writer.submit(builder)
 
+    def _released(self, flight: Flight) -> None:
+        del self._live[flight.builder.stripe]
+
     def _synced(self, flight: Flight) -> None:
         builder = flight.builder
         self._unlogged -= builder.length - builder.logged
         builder.logged = builder.length
-        del self._live[builder.stripe]
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -314,7 +317,7 @@ class StripeStore:
 
     def _seal_of(self, stripe: StripeId) -> StripeSeal | None:
         flight = self._writer.flights.get(stripe)
-        if flight is not None and flight.state is FlightState.SYNCED:
+        if flight is not None and flight.released:
             return flight.seal
         return self._catalog.seal_of(stripe)
 

@@ -9,7 +9,7 @@ A closed stripe is a *flight*. Its states:
 
 - WRITTEN: each shard is on a disk, or no disk is left for it and at least k shards are stored.
 - SYNCED: every stored shard was covered by a sync that *started* after its put had returned. Only
-  then does a seal exist, and only then is the buffer given back.
+  then is there a seal for the log.
 - FAILED: fewer than k shards could be stored. The stripe stays in memory and readable; `settle`
   and `wait_for_room` try again.
 
@@ -17,8 +17,14 @@ A failed put is repeated on another disk. A failed sync means that the kernel ma
 pages it will never report again, so every shard of the disk not covered by an earlier sync is
 written afresh elsewhere, and the disk is not used again for that stripe.
 
-Stripes are synced in the background as soon as half of the permitted flights wait for it, so that
-streaming never depends on anybody calling fsync, and one sync serves several stripes.
+A WRITTEN stripe is in the disks' page caches, so its buffer is *released* at once and it is read
+from the disks: streaming runs at the speed of memory and is throttled by the kernel, not by our
+syncs. Two kinds keep their buffer until SYNCED: those written degraded, and those with so few
+unlogged bytes that the log may still ask for them. When a sync fails after the release, the shards of
+that disk are gone but the others are not: the stripe is sealed degraded, and repaired later.
+
+Stripes are synced in the background as soon as `STRIPES_UNSYNCED_MAX` of them wait for it, so that little is
+left to do for whoever calls fsync, and one sync serves many stripes.
 """
 
 from __future__ import annotations
@@ -27,14 +33,17 @@ import enum
 from collections.abc import Callable, Sequence
 from errno import EIO
 
+import msgspec
 import trio
 
 from dwfs.errors import DiskFullError, MediumError, PosixError
 from dwfs.limits import (
     CODING_INLINE_MAX,
+    LOG_INLINE_MAX,
     SECTOR_SIZE,
     STRIPE_SECTORS_MAX,
     STRIPES_IN_FLIGHT_MAX,
+    STRIPES_UNSYNCED_MAX,
 )
 from dwfs.ports import DiskListing, ErasureCoder, ShardStore
 from dwfs.stripe.builder import StripeBuilder
@@ -69,6 +78,7 @@ class Flight:
         "parity",
         "parity_buffer",
         "placement",
+        "released",
         "seal",
         "state",
         "unsynced",
@@ -86,11 +96,16 @@ class Flight:
         self.parity: list[memoryview] = []
         self.parity_buffer: bytearray | None = None
         self.handed_out = False
+        self.released = False  # the buffer is given back: read from the disks
         self.waiting_bytes = builder.length  # until the disks report them as used
 
 
 class StripeWriter:
-    """Drives flights. `on_synced(flight)` is called before the flight's buffer is let go."""
+    """Drives flights.
+
+    `on_released(flight)` is called before the flight's buffer is let go, `on_synced(flight)` when
+    its seal is there; the first comes first.
+    """
 
     def __init__(
         self,
@@ -103,6 +118,7 @@ class StripeWriter:
         threads: ThreadRunner,
         buffers: BufferPool,
         nursery: trio.Nursery,
+        on_released: Callable[[Flight], None],
         on_synced: Callable[[Flight], None],
     ) -> None:
         self._pool = pool
@@ -118,15 +134,18 @@ class StripeWriter:
             parity_size // geometry.data * geometry.parity, keep=STRIPES_IN_FLIGHT_MAX
         )
         self._nursery = nursery
+        self._on_released = on_released
         self._on_synced = on_synced
         self._slots = trio.Semaphore(STRIPES_IN_FLIGHT_MAX)
         self._sync_lock = trio.Lock()
         self._sync_started = False
         self._changed = trio.Event()
         self.flights: dict[StripeId, Flight] = {}  # in the order in which they were closed
-        self.in_memory = 0  # flights not yet SYNCED
+        self.in_memory = 0  # flights not yet released
         self.waiting_bytes = 0  # plaintext of flights that are not yet on the disks
         self.degraded = 0  # stripes sealed with a shard missing
+        self.lost = 0  # stripes whose disks failed the sync, too many to rebuild them
+        self._loss_untold = False
 
     @property
     def geometry(self) -> Geometry:
@@ -162,12 +181,13 @@ class StripeWriter:
         """Wait until another stripe may be closed. Raises PosixError EIO if none can be stored."""
         retried = False
         while self.in_memory >= STRIPES_IN_FLIGHT_MAX:
-            states = {flight.state for flight in self.flights.values()}
-            if states <= {FlightState.FAILED, FlightState.SYNCED}:
+            held = [flight for flight in self.flights.values() if not flight.released]
+            states = {flight.state for flight in held}
+            if states == {FlightState.FAILED}:
                 if retried:
                     raise PosixError(EIO, "too few disks can take a stripe")
                 retried = True
-                self._retry(list(self.flights.values()))
+                self._retry(held)
             if FlightState.WRITTEN in states:
                 self._sync_soon()
             await self._changed.wait()
@@ -187,6 +207,9 @@ class StripeWriter:
                 await self._sync()
             elif FlightState.FAILED in states:
                 raise PosixError(EIO, "too few disks can take a stripe")
+            elif self._loss_untold:
+                self._loss_untold = False
+                raise PosixError(EIO, "more disks failed to sync than parity can replace")
             else:
                 return
 
@@ -210,6 +233,9 @@ class StripeWriter:
             flight.state = FlightState.WRITTEN
             self.waiting_bytes -= flight.waiting_bytes
             flight.waiting_bytes = 0
+            unlogged = flight.builder.length - flight.builder.logged
+            if self._is_whole(flight) and not 0 < unlogged <= LOG_INLINE_MAX:
+                self._release(flight)
         else:
             flight.state = FlightState.FAILED
         self._notify()
@@ -281,7 +307,7 @@ class StripeWriter:
 
     def _sync_if_due(self) -> None:
         waiting = sum(f.state is FlightState.WRITTEN for f in self.flights.values())
-        if waiting >= STRIPES_IN_FLIGHT_MAX // 2:
+        if waiting >= STRIPES_UNSYNCED_MAX:
             self._sync_soon()
 
     def _sync_soon(self) -> None:
@@ -325,36 +351,48 @@ class StripeWriter:
             self._disks.failed(error, disk)
 
     def _conclude(self, flight: Flight, shards: set[int], failed: set[DiskId]) -> None:
-        lost = [shard for shard in shards if flight.placement[shard] in failed]
         flight.unsynced -= shards
+        lost = [shard for shard in shards if flight.placement[shard] in failed]
+        if lost and flight.released and self._stored(flight) - len(lost) < flight.layout.data:
+            # Beyond rebuilding. What the caches still hold stays readable; a later reader's AEAD
+            # check tells sound bytes from others, and whoever waits is told now.
+            self.lost += 1
+            self._loss_untold = True
+            lost = []
         for shard in lost:
             flight.avoid.add(flight.placement[shard])
             flight.placement[shard] = NO_DISK
-        if lost:
+        if lost and not flight.released:
             flight.state = FlightState.QUEUED
             self._nursery.start_soon(self._write, flight)
-            return
-        self._finish(flight)
+        else:
+            self._finish(flight)
 
-    def _finish(self, flight: Flight) -> None:
-        flight.seal = StripeSeal(
-            stripe=flight.seal.stripe,
-            salt=flight.seal.salt,
-            key_version=flight.seal.key_version,
-            geometry=flight.seal.geometry,
-            length=flight.seal.length,
-            sector_size=flight.seal.sector_size,
-            placement=tuple(flight.placement),
-            summary=flight.seal.summary,
-        )
-        flight.state = FlightState.SYNCED
-        self.in_memory -= 1
+    def _stored(self, flight: Flight) -> int:
+        """Shards that can be had; empty data shards count, as everybody knows what they hold."""
         missing = sum(not flight.placement[shard] for shard in flight.layout.stored_shards())
-        self.degraded += missing > 0
-        self._on_synced(flight)
+        return flight.layout.total - missing
+
+    def _is_whole(self, flight: Flight) -> bool:
+        return self._stored(flight) == flight.layout.total
+
+    def _release(self, flight: Flight) -> None:
+        """Give the buffers back; from now on the stripe is read from its disks."""
+        flight.seal = msgspec.structs.replace(flight.seal, placement=tuple(flight.placement))
+        flight.released = True
+        self.in_memory -= 1
+        self._on_released(flight)
         # All puts have returned (shielded by the disks' executors), so nobody reads the buffers.
         self._buffers.give(flight.builder.release())
         flight.parity = []
         if flight.parity_buffer is not None:
             self._parity_buffers.give(flight.parity_buffer)
             flight.parity_buffer = None
+
+    def _finish(self, flight: Flight) -> None:
+        flight.seal = msgspec.structs.replace(flight.seal, placement=tuple(flight.placement))
+        flight.state = FlightState.SYNCED
+        self.degraded += not self._is_whole(flight)
+        if not flight.released:
+            self._release(flight)
+        self._on_synced(flight)

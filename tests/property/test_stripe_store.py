@@ -36,7 +36,7 @@ class Model:
         self.fragments: list[Fragment] = []
         self.logged: dict[StripeId, int] = {}
         self.sealed: set[StripeId] = set()
-        self.lost = 0
+        self.faulty: set[int] = set()  # disks that were lost or failed a sync
 
     def append(self, size: int) -> None:
         data = random.Random(size).randbytes(size)
@@ -81,11 +81,14 @@ class Model:
         elif kind == "log" and store.unlogged_bytes() <= LOG_INLINE_MAX:
             self.record(store.take_unlogged(), store.settled())
             self.check_log_is_complete()
-        elif kind == "lose" and self.lost < 2:
-            self.lost += not disks[value].dead
-            disks[value].dead = True
-        elif kind == "sync fails":
-            disks[value].fail_syncs = 1
+        elif kind in ("lose", "sync fails"):
+            if len(self.faulty | {value}) > 2:
+                return  # beyond what parity promises
+            self.faulty.add(value)
+            if kind == "lose":
+                disks[value].dead = True
+            else:
+                disks[value].fail_syncs = 1
         elif kind == "cold":
             disks[value].cached = False
         elif self.fragments and kind in ("read", "prefetch"):

@@ -9,7 +9,14 @@ import pytest
 import trio
 
 from dwfs.errors import PosixError
-from dwfs.limits import KIB, LOG_INLINE_MAX, MIB, SECTOR_SIZE, STRIPE_SIZE_MAX
+from dwfs.limits import (
+    KIB,
+    LOG_INLINE_MAX,
+    MIB,
+    SECTOR_SIZE,
+    STRIPE_SIZE_MAX,
+    STRIPES_UNSYNCED_MAX,
+)
 from dwfs.stripe import absent_shards, decode_header
 from dwfs.types import BackReference, InodeNumber, ShardKey, StripeData, StripeId
 from tests.unit.stripe.stripe_bench import Catalog, Disks, SeededRandomness, bench
@@ -108,9 +115,9 @@ async def test_failed_put_goes_to_another_disk() -> None:
         assert await b.store.read(fragment.stripe, 0, len(data)) == data
 
 
-async def test_failed_sync_rewrites_its_shards_elsewhere() -> None:
+async def test_failed_sync_rewrites_its_shards_elsewhere_while_the_buffer_is_there() -> None:
     async with bench(disks=7) as b:
-        b.store.append(1, 0, noise(300_000))
+        b.store.append(1, 0, noise(200_000))  # few unlogged bytes: the log may ask for them
         b.store.rotate()
         while sum(len(disk.shards) for disk in b.disks.disks) < 6:
             await trio.sleep(0.001)
@@ -121,6 +128,37 @@ async def test_failed_sync_rewrites_its_shards_elsewhere() -> None:
         assert victim.disk not in seal.placement
         assert absent_shards(seal) == []
         assert len(set(seal.placement)) == 6
+
+
+async def test_failed_sync_of_a_released_stripe_seals_it_degraded_and_readable() -> None:
+    async with bench(disks=7) as b:
+        data = noise(2_000_000)
+        (fragment,) = b.store.append(1, 0, data)
+        b.store.rotate()
+        while b.store.counters().in_flight:
+            await trio.sleep(0.001)
+        assert await b.store.read(fragment.stripe, 0, len(data)) == data  # from the disks
+        victim = next(disk for disk in b.disks.disks if disk.shards)
+        victim.fail_syncs = 1
+        (seal,) = await b.commit()
+        assert victim.disk not in seal.placement
+        assert len(absent_shards(seal)) == 1
+        assert b.store.counters().degraded == 1
+        victim.dead = True
+        assert await b.store.read(fragment.stripe, 0, len(data)) == data
+
+
+async def test_more_failed_syncs_than_parity_are_told_to_whoever_waits() -> None:
+    async with bench(disks=6) as b:
+        b.store.append(1, 0, noise(2_000_000))
+        b.store.rotate()
+        while b.store.counters().in_flight:
+            await trio.sleep(0.001)
+        for disk in b.disks.disks[:3]:
+            disk.fail_syncs = 1
+        with pytest.raises(PosixError) as caught:
+            await b.store.settle()
+        assert caught.value.errno == EIO
 
 
 async def test_degraded_write_with_too_few_disks_then_refusal() -> None:
@@ -169,11 +207,12 @@ async def test_admit_refuses_before_anything_is_torn() -> None:
 async def test_admit_waits_for_flights_and_streaming_needs_no_fsync() -> None:
     async with bench() as b:
         with trio.fail_after(30):
-            for number in range(12):
+            for number in range(STRIPES_UNSYNCED_MAX + 6):
                 await b.store.admit(STRIPE_SIZE_MAX)
                 b.store.append(1, number * STRIPE_SIZE_MAX, noise(STRIPE_SIZE_MAX))
                 assert b.store.counters().in_flight <= 6
-        assert len(b.store.settled()) >= 6
+            while len(b.store.settled()) == 0:  # synced without anybody asking
+                await trio.sleep(0.001)
 
 
 async def test_admit_fails_rather_than_hangs_when_nothing_can_be_stored() -> None:
