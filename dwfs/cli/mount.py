@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -41,6 +42,10 @@ _log = logging.getLogger(__name__)
 # Worker threads finish I/O and need the GIL for a moment to say so; the default of 5 ms would make
 # every such moment wait that long while the loop is busy.
 _SWITCH_INTERVAL_SECONDS = 0.0005
+
+# The default of 700 new objects a collection fits scripts. The caches here hold hundreds of thousands
+# that live long and form no cycles; what start-up made is frozen for good.
+_COLLECT_AFTER_OBJECTS = 20_000
 
 _IDLE_SECONDS = 5.0
 _IDLE_SHARE = 0.05  # of one processor; the background's own work takes about a fifth of that
@@ -147,6 +152,9 @@ async def _own_and_serve(
         credential.wipe()
         if pool.read_only and not options.read_only:
             options = _read_only(options)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER_OBJECTS, 20, 20)
         operations = DwfsOperations(pool.filesystem, gateway)
         session = FuseSession(operations, mountpoint, options, config.name)
         async with trio.open_nursery() as nursery:
