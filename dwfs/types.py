@@ -110,4 +110,4 @@ class DiskSpace(msgspec.Struct, frozen=True):
 
     size_bytes: int
     available_bytes: int
-    used_bytes: int  # by dwfs: segments, log, snapshots
+    used_bytes: int  # by shards; log and snapshots, bounded in limits.py, come on top
