@@ -17,6 +17,7 @@ import hmac
 import mmap
 import os
 import resource
+from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
@@ -104,12 +105,13 @@ class SecretBytes:
         with self.view() as mine, other.view() as theirs:
             return hmac.compare_digest(mine, theirs)
 
-    def wipe(self) -> None:
+    def wipe(self, _memset: Callable[[int, int, int], object] = ctypes.memset) -> None:
         """Zero the bytes now; unmap them now or when the last view is gone. May be repeated."""
+        # `_memset` is bound early: at interpreter exit the module's globals go before we do.
         mapping, self._mapping = self._mapping, None
         if mapping is None:
             return
-        ctypes.memset(self._address, 0, self._size)
+        _memset(self._address, 0, self._size)
         try:
             mapping.close()
         except BufferError:

@@ -6,7 +6,8 @@ With a threshold above our buffers they come from the heap, whose pages are alre
 
 Memory stays bounded: what the heap keeps is at most the peak of live buffers (which `limits.py`
 bounds) plus `TRIM_THRESHOLD` at the top, and `M_ARENA_MAX` stops every worker thread from keeping
-such a heap of its own.
+such a heap of its own, of which `malloc_trim` never gives back the top. It only keeps threads from
+getting one that have not begun yet.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _M_ARENA_MAX: Final = -8
 
 MMAP_THRESHOLD: Final = 3 * MIB  # over a request's buffer, under a stripe's
 TRIM_THRESHOLD: Final = 32 * MIB  # free bytes at the heap's top that are kept for the next request
-ARENAS_MAX: Final = 2
+ARENAS_MAX: Final = 1  # Python allocates under its own lock: a second would not be faster
 
 assert FUSE_WRITE_SIZE_MAX < MMAP_THRESHOLD < STRIPE_SIZE_MAX
 

@@ -169,8 +169,8 @@ def quick_receive(spin_seconds: float = SPIN_SECONDS) -> Iterator[Reception | No
     reception = Reception(Readiness(spin_seconds))
     # setattr, because pyfuse3's stubs do not show the global that pyfuse3.asyncio replaces as well.
     stand_in = _StandIn(trio, Lock=ReadTurn, lowlevel=reception.lowlevel)
-    setattr(pyfuse3, "trio", stand_in)  # noqa: B010
+    setattr(pyfuse3, "trio", stand_in)  # noqa: B010  # not in the stubs
     try:
         yield reception
     finally:
-        setattr(pyfuse3, "trio", trio)  # noqa: B010
+        setattr(pyfuse3, "trio", trio)  # noqa: B010  # as above

@@ -22,7 +22,6 @@ import trio
 from dwfs.errors import DwfsError, PoolBusyError
 from dwfs.fuse import mounting
 from dwfs.fuse.handshake import Handshake
-from dwfs.fuse.memory import keep_buffers_in_heap
 from dwfs.fuse.mountinfo import mount_at
 from dwfs.fuse.operations import DwfsOperations
 from dwfs.fuse.options import MountOptions
@@ -56,7 +55,6 @@ class FuseSession:
 
     async def serve(self, on_ready: Callable[[], None] | None = None) -> None:
         """Mount, call `on_ready` once files can be used, and return when the mount is gone."""
-        keep_buffers_in_heap()
         with quick_receive() as reception:
             device = self._open(reception)
             try:

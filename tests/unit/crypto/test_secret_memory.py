@@ -92,22 +92,34 @@ def test_no_key_is_left_in_the_process_after_wiping() -> None:
     """
     run_in_new_process(
         """
-        import gc, hmac, sys
+        import gc, hmac, os, sys
         from dwfs.crypto import RootKeys, SecretBytes
         from dwfs.types import PoolId, StripeId, VolumeId
 
         INVERT = bytes(byte ^ 0xFF for byte in range(256))
 
+        CHUNK, OVERLAP = 1 << 20, 31
+        window = bytearray(CHUNK)
+        ZEROS = bytes(CHUNK)
+
         def occurrences(inverted):
+            # Through one window that is zeroed around each use: a plain read would leave copies of
+            # what it read in the heap, for the next search to find.
             count = 0
-            with open("/proc/self/mem", "rb", 0) as memory, open("/proc/self/maps") as maps:
-                for line in maps.read().splitlines():
-                    fields = line.split()
-                    if "r" not in fields[1] or "[v" in line:
-                        continue
-                    start, end = (int(part, 16) for part in fields[0].split("-"))
-                    memory.seek(start)
-                    count += memory.read(end - start).translate(INVERT).count(inverted)
+            memory = os.open("/proc/self/mem", os.O_RDONLY)
+            with open("/proc/self/maps") as maps:
+                ranges = [line.split() for line in maps.read().splitlines() if "[v" not in line]
+            for fields in ranges:
+                if "r" not in fields[1]:
+                    continue
+                start, end = (int(part, 16) for part in fields[0].split("-"))
+                while end - start > OVERLAP:
+                    window[:] = ZEROS
+                    length = os.preadv(memory, [memoryview(window)[: end - start]], start)
+                    count += window.translate(INVERT).count(inverted)
+                    start += length - OVERLAP if length == CHUNK else length
+            window[:] = ZEROS
+            os.close(memory)
             return count
 
         def inverted_copy(view):
