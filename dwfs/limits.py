@@ -47,6 +47,7 @@ LOG_INLINE_MAX: Final = 256 * KIB  # unlogged data up to this rides in the log a
 LOG_RECORD_SIZE_MAX: Final = 16 * MIB  # one sealed batch
 LOG_BUFFER_COMMANDS_MAX: Final = 32_768  # commands held before a barrier is forced
 LOG_FILE_SIZE: Final = 64 * MIB  # a log file is closed when it grows past this
+LOG_PREALLOCATION_SIZE: Final = 4 * MIB  # zeros written ahead of a log file's records at a time
 LOG_SNAPSHOT_AFTER: Final = 64 * MIB  # log bytes after which a state snapshot is due, at least
 
 # --- time, seconds --------------------------------------------------------------------------

@@ -20,6 +20,7 @@ process can still end.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +31,8 @@ import outcome
 import trio
 
 from dwfs import limits
+
+_log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 ArgumentsT = TypeVarTuple("ArgumentsT")
@@ -54,6 +57,22 @@ class _Job(Generic[ResultT]):
         trio.lowlevel.reschedule(self.task, cast(outcome.Outcome[object], self.result))
 
 
+class _Errand:
+    """A call whose outcome nobody waits for."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def execute(self) -> None:
+        """In the worker."""
+        try:
+            self._call()
+        except Exception:
+            _log.exception("a background call failed")
+
+
 class DiskExecutor:
     """A bounded, fair queue of blocking calls, served by `threads` threads.
 
@@ -67,7 +86,7 @@ class DiskExecutor:
         self._token = trio.lowlevel.current_trio_token()
         self._places = trio.Semaphore(limits.DISK_QUEUE_MAX)
         # Any: jobs of every result type share the queue; None tells a worker to stop.
-        self._queue: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Job[Any] | _Errand | None] = SimpleQueue()
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"dwfs-{name}-{number}", daemon=True)
@@ -94,6 +113,15 @@ class DiskExecutor:
             return cast(ResultT, await trio.lowlevel.wait_task_rescheduled(_refuse_abort))
         finally:
             self._places.release()
+
+    def post(self, function: Callable[[*ArgumentsT], None], *arguments: *ArgumentsT) -> None:
+        """Have `function(*arguments)` called in a worker; it must not raise.
+
+        Takes no place in the queue: it's the caller who bounds how many there are. Ignored after
+        `close`.
+        """
+        if not self._closed:
+            self._queue.put(_Errand(lambda: function(*arguments)))
 
     def waiting(self) -> int:
         """Calls that are queued or running: a measure of the disk's load."""
@@ -132,6 +160,9 @@ class DiskExecutor:
             if job is None:
                 return
             job.execute()
+            if isinstance(job, _Errand):
+                del job
+                continue
             try:
                 self._token.run_sync_soon(job.deliver)
             except trio.RunFinishedError:

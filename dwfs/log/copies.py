@@ -5,6 +5,7 @@ Nothing is decided here. A disk's failure is returned, not raised, since the oth
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from dwfs.log import format as fmt
 from dwfs.log.chain import ChainWalk
 from dwfs.log.medium import Buffer, Medium
 from dwfs.log.ports import LogDisk
+from dwfs.log.preallocation import Preallocation
 from dwfs.types import DiskId
 
 LOG_DIRECTORY = "log"
@@ -59,6 +61,7 @@ class Begun(msgspec.Struct):
     header_size: int
     digest: bytes
     handles: dict[DiskId, int]
+    paths: dict[DiskId, Path]  # of the copies
     failures: dict[DiskId, OSError]
 
 
@@ -86,16 +89,17 @@ def begin_file(
     sequence = highest + 1
     header, digest = encode(sequence)
     handles: dict[DiskId, int] = {}
+    paths: dict[DiskId, Path] = {}
     for member in members:
         if member.disk in failures:
             continue
+        path = member.directory / LOG_DIRECTORY / fmt.file_name(sequence)
         try:
-            handles[member.disk] = _begin_copy(
-                medium, member.directory / LOG_DIRECTORY / fmt.file_name(sequence), header
-            )
+            handles[member.disk] = _begin_copy(medium, path, header)
+            paths[member.disk] = path
         except OSError as error:
             failures[member.disk] = error
-    return Begun(sequence, len(header), digest, handles, failures)
+    return Begun(sequence, len(header), digest, handles, paths, failures)
 
 
 def _begin_copy(medium: Medium, path: Path, header: bytes) -> int:
@@ -111,12 +115,17 @@ def _begin_copy(medium: Medium, path: Path, header: bytes) -> int:
 
 
 def write_copies(
-    medium: Medium, handles: Mapping[DiskId, int], offset: int, buffers: Sequence[Buffer]
+    medium: Medium,
+    handles: Mapping[DiskId, int],
+    offset: int,
+    buffers: Sequence[Buffer],
+    preallocation: Preallocation,
 ) -> list[tuple[DiskId, float, OSError | None]]:
     """Write one record on each handle, then sync each: (disk, seconds, error).
 
     All writes come first: disks that share a filesystem then share its journal commit, too.
     """
+    preallocation.claim(offset + sum(map(len, buffers)))
     seconds: dict[DiskId, float] = {}
     failures: dict[DiskId, OSError] = {}
     before = time.perf_counter()
@@ -145,6 +154,17 @@ def close_handles(medium: Medium, handles: Sequence[int]) -> None:
     """Close them all."""
     for handle in handles:
         medium.close(handle)
+
+
+def finish_file(
+    medium: Medium, handles: Sequence[int], size: int, preallocation: Preallocation
+) -> None:
+    """Cut the unused zeros off, and close. It's no harm if a crash brings zeros back."""
+    preallocation.close()
+    for handle in handles:
+        with contextlib.suppress(OSError):
+            medium.truncate(handle, size)
+    close_handles(medium, handles)
 
 
 def remove_files(

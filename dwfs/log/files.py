@@ -9,6 +9,7 @@ import msgspec
 from dwfs.log import format as fmt
 from dwfs.log.copies import Begun
 from dwfs.log.ports import RecordCipher
+from dwfs.log.preallocation import Preallocation
 from dwfs.log.recovery import SurveyedFile
 from dwfs.types import DiskId, LogSequence, VolumeId
 
@@ -30,8 +31,9 @@ class Framed(msgspec.Struct, frozen=True):
 class CurrentFile:
     """The file that takes records. State moves on only by `advance`, after the disks answered."""
 
-    def __init__(self, header: fmt.FileHeader, begun: Begun) -> None:
+    def __init__(self, header: fmt.FileHeader, begun: Begun, size_max: int) -> None:
         self.header = header
+        self.preallocation = Preallocation(list(begun.paths.values()), begun.header_size, size_max)
         self.handles = begun.handles  # members that hold everything so far
         # Disks that failed last of all: they still hold what was acknowledged, and are the only
         # ones that a later `heal` can copy it from.

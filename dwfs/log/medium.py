@@ -41,6 +41,9 @@ class Medium(Protocol):
     def write(self, handle: int, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write the buffers one after another, all of them."""
 
+    def truncate(self, handle: int, size: int) -> None:
+        """Cut the file off; lasts, like a write, only after a sync."""
+
     def sync(self, handle: int) -> None:
         """Make the file's content and length durable."""
 
@@ -102,6 +105,9 @@ class PosixMedium:
         rest = memoryview(b"".join(buffers))
         while written < total:
             written += os.pwrite(handle, rest[written:], offset + written)
+
+    def truncate(self, handle: int, size: int) -> None:
+        os.ftruncate(handle, size)
 
     def sync(self, handle: int) -> None:
         os.fdatasync(handle)

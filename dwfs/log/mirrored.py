@@ -33,6 +33,8 @@ from dwfs.log.ports import (
     LogDisk,
     RecordCipher,
 )
+from dwfs.log.preallocation import RECORD_SIZE_MAX as PREALLOCATING_RECORD_SIZE_MAX
+from dwfs.log.preallocation import SPACE_SHARE
 from dwfs.log.recovery import LogInventory, survey
 from dwfs.log.selection import SyncEstimator, choose_members
 from dwfs.log.settings import LogSettings
@@ -211,15 +213,22 @@ class MirroredLog:
         """Write a record to all members; those that fail are dropped, reported and returned."""
         buffers = (framed.head, framed.sealed)
         if len(file.handles) == 1 or self._estimator.sequential(file.handles, framed.length):
+            alone = True
             results = await self._writer.run(
-                disk_copies.write_copies, self._medium, file.handles, file.size, buffers
+                disk_copies.write_copies,
+                self._medium,
+                file.handles,
+                file.size,
+                buffers,
+                file.preallocation,
             )
         else:
+            alone = False
             results = await self._write_parallel(file, buffers)
         failures: dict[DiskId, OSError] = {}
         for disk, seconds, error in results:
             if error is None:
-                self._estimator.observe(disk, seconds, framed.length)
+                self._estimator.observe(disk, seconds, framed.length, alone=alone)
             else:
                 failures[disk] = error
         if failures:
@@ -227,6 +236,11 @@ class MirroredLog:
             self._report(failures)
         if file.handles:
             file.advance(framed)
+            if (
+                file.preallocation.is_short(file.size, self._settings.preallocation_size)
+                and framed.length <= PREALLOCATING_RECORD_SIZE_MAX
+            ):
+                self._preallocate(file)
         else:
             file.last_holders = frozenset(failures)
         return failures
@@ -241,7 +255,12 @@ class MirroredLog:
                 self._parallel[disk] = self._settings.make_executor(f"log-{disk.hex()[:8]}")
             results.extend(
                 await self._parallel[disk].run(
-                    disk_copies.write_copies, self._medium, {disk: handle}, file.size, buffers
+                    disk_copies.write_copies,
+                    self._medium,
+                    {disk: handle},
+                    file.size,
+                    buffers,
+                    file.preallocation,
                 )
             )
 
@@ -250,6 +269,16 @@ class MirroredLog:
                 for disk, handle in file.handles.items():
                     nursery.start_soon(write_one, disk, handle)
         return results
+
+    def _preallocate(self, file: CurrentFile) -> None:
+        """Have the next zeros written, as many as the fullest member has room for."""
+        room = min(
+            (disk.available_bytes for disk in self._settings.disks() if disk.disk in file.handles),
+            default=0,
+        )
+        step = min(self._settings.preallocation_size, room // SPACE_SHARE)
+        if end := file.preallocation.plan(file.size, step):
+            self._maintainer.post(file.preallocation.fill, self._medium, end)
 
     def _report(self, failures: Mapping[DiskId, OSError]) -> None:
         self._suspects.update(failures)
@@ -317,7 +346,8 @@ class MirroredLog:
             disk_copies.begin_file, self._medium, members, self._highest_sequence, encode
         )
         self._highest_sequence = begun.sequence
-        file = CurrentFile(msgspec.structs.replace(header, sequence=begun.sequence), begun)
+        header = msgspec.structs.replace(header, sequence=begun.sequence)
+        file = CurrentFile(header, begun, self._settings.file_size)
         if begun.failures:
             self._report(begun.failures)
         return file, begun.failures
@@ -328,7 +358,9 @@ class MirroredLog:
         if file is not None:
             self._closed.append(ClosedFile.retired(file))
             handles = list(file.handles.values())
-            await self._writer.run(disk_copies.close_handles, self._medium, handles)
+            await self._writer.run(
+                disk_copies.finish_file, self._medium, handles, file.size, file.preallocation
+            )
 
     async def close_current(self) -> None:
         """Begin a new file, so that all records so far can be trimmed."""

@@ -34,6 +34,9 @@ class Executor(Protocol):
     ) -> ResultT:
         """Run in the thread and wait for its end; not cancellable once begun."""
 
+    def post(self, function: Callable[[*ArgumentTs], None], *arguments: *ArgumentTs) -> None:
+        """Run in the thread some time; nobody waits. It must not raise."""
+
     def close(self) -> object:
         """Join the thread."""
 

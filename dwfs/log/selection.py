@@ -16,7 +16,13 @@ from dwfs.types import DiskId
 
 PARALLEL_COST_SECONDS: Final = 330e-6  # three parallel hops, less the one that is always paid
 SEQUENTIAL_SIZE_MAX: Final = 128 * limits.KIB  # larger records profit from parallel copies
-_WEIGHT: Final = 0.1  # of a new measurement
+TRIAL_EVERY: Final = 16  # records written in parallel before the other way is measured again
+SLOW_TRIAL_EVERY: Final = 256  # the same if that measurement costs more than the bound below
+TRIAL_SECONDS_MAX: Final = 4e-3
+# Of a new measurement. A disk can seem slow by chance, when our thread waited for the processor or
+# the interpreter's lock, but it can't seem fast: what is followed is a low quantile.
+_WEIGHT_SLOWER: Final = 0.05
+_WEIGHT_FASTER: Final = 0.4
 
 
 def choose_members(
@@ -41,14 +47,20 @@ class SyncEstimator:
 
     def __init__(self) -> None:
         self._seconds: dict[DiskId, float] = {}
+        self._until_trial = TRIAL_EVERY
 
-    def observe(self, disk: DiskId, seconds: float, size: int) -> None:
-        """Take a measurement; those of large records say nothing of a sync's cost."""
-        if size <= SEQUENTIAL_SIZE_MAX:
-            before = self._seconds.get(disk, seconds)
+    def observe(self, disk: DiskId, seconds: float, size: int, *, alone: bool = True) -> None:
+        """Take a measurement; those of large records say nothing of a sync's cost.
+
+        Copies that are written at the same time (not `alone`) wait for each other, so they look
+        slow; taking that for the disk's cost would keep fast disks on the parallel way for ever.
+        """
+        if alone and size <= SEQUENTIAL_SIZE_MAX:
+            before = self._seconds.get(disk, 0.0)
             # One hiccup must not send the next dozens of appends the slow way.
             seconds = min(seconds, 4 * before + 100e-6)
-            self._seconds[disk] = before + _WEIGHT * (seconds - before)
+            weight = _WEIGHT_SLOWER if seconds >= before else _WEIGHT_FASTER
+            self._seconds[disk] = before + weight * (seconds - before)
 
     def seconds(self, disk: DiskId) -> float:
         """The estimate; 0 for a disk that was never measured, so that it gets measured."""
@@ -59,4 +71,11 @@ class SyncEstimator:
         if size > SEQUENTIAL_SIZE_MAX:
             return False
         estimates = [self._seconds.get(disk, 0.0) for disk in disks]
-        return sum(estimates) - max(estimates) < PARALLEL_COST_SECONDS
+        extra = sum(estimates) - max(estimates)
+        if extra < PARALLEL_COST_SECONDS:
+            return True
+        self._until_trial -= 1
+        if self._until_trial > 0:
+            return False
+        self._until_trial = TRIAL_EVERY if extra < TRIAL_SECONDS_MAX else SLOW_TRIAL_EVERY
+        return True

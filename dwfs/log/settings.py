@@ -24,3 +24,4 @@ class LogSettings(msgspec.Struct, frozen=True):
     random_bytes: Callable[[int], bytes]
     medium: Medium
     file_size: int = limits.LOG_FILE_SIZE
+    preallocation_size: int = limits.LOG_PREALLOCATION_SIZE  # 0: none

@@ -1,7 +1,8 @@
 """A medium in memory that loses what was not synced, tears writes, and has disks that die.
 
 Durable state is kept apart from what the running system sees. `crash` keeps any combination of
-un-synced writes, each whole, torn at any byte, or not at all, and a prefix of each directory's
+un-synced writes, each whole, torn at any byte, in
+any sectors, or not at all, and a prefix of each directory's
 un-synced entries.
 """
 
@@ -23,7 +24,10 @@ class _Inode:
     def __init__(self) -> None:
         self.durable = bytearray()
         self.seen = bytearray()
-        self.pending: list[tuple[int, bytes]] = []
+        self.pending: list[tuple[int, bytes | None]] = []  # None: cut off there
+
+
+SECTOR_SIZE = 64  # small, so that small records tear
 
 
 def _put(content: bytearray, offset: int, data: bytes) -> None:
@@ -51,10 +55,15 @@ class SimulatedMedium:
         for inode in {id(inode): inode for inode in self.seen.values()}.values():
             for offset, data in inode.pending:
                 fate = self.random.random()
-                if fate < 0.4:
+                if data is None:
+                    if fate < 0.5:
+                        del inode.durable[offset:]
+                elif fate < 0.3:
                     _put(inode.durable, offset, data)
-                elif fate < 0.7:
+                elif fate < 0.5:
                     _put(inode.durable, offset, data[: self.random.randint(0, len(data))])
+                elif fate < 0.8:
+                    self._put_some_sectors(inode.durable, offset, data)
         for changes in self.changes.values():
             for path, entry in changes[: self.random.randint(0, len(changes))]:
                 self._apply(self.durable, path, entry)
@@ -67,6 +76,15 @@ class SimulatedMedium:
         self.operations_left = None
         self.dead.clear()
         self.full.clear()
+
+    def _put_some_sectors(self, content: bytearray, offset: int, data: bytes) -> None:
+        """What became of a write over blocks that were there: each by itself, in any order."""
+        at = offset
+        while at < offset + len(data):
+            end = min(at - at % SECTOR_SIZE + SECTOR_SIZE, offset + len(data))
+            if self.random.random() < 0.5:
+                _put(content, at, data[at - offset : end - offset])
+            at = end
 
     def rot(self, disk: str, flips: int) -> None:
         """Damage random bytes of a disk's files."""
@@ -158,11 +176,20 @@ class SimulatedMedium:
         self._mutate(path)
         _put(inode.seen, offset, data)
 
+    def truncate(self, handle: int, size: int) -> None:
+        path, inode = self._handles[handle]
+        self._mutate(path)
+        inode.pending.append((size, None))
+        del inode.seen[size:]
+
     def sync(self, handle: int) -> None:
         path, inode = self._handles[handle]
         self._mutate(path)
         for offset, data in inode.pending:
-            _put(inode.durable, offset, data)
+            if data is None:
+                del inode.durable[offset:]
+            else:
+                _put(inode.durable, offset, data)
         inode.pending.clear()
 
     def sync_directory(self, directory: Path) -> None:

@@ -11,6 +11,7 @@ import trio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from dwfs import limits
 from dwfs.errors import AuthenticationError
 from dwfs.log import LogDisk, LogInventory, LogSettings, Medium, MirroredLog
 from dwfs.types import DiskId, LogSequence, PoolId, VolumeId
@@ -40,16 +41,23 @@ class GcmCipher:
 
 
 class InlineExecutor:
-    """Runs calls at once, on the loop."""
+    """Runs calls at once, on the loop; those that nobody waits for, after one of the next."""
 
-    def __init__(self, _name: str) -> None:
+    def __init__(self, posted: list[Callable[[], None]]) -> None:
         self.closed = False
+        self._posted = posted
 
     async def run(
         self, function: Callable[[*ArgumentTs], ResultT], *arguments: *ArgumentTs
     ) -> ResultT:
         await trio.lowlevel.checkpoint()
-        return function(*arguments)
+        result = function(*arguments)
+        if self._posted and len(arguments) % 2:
+            self._posted.pop()()
+        return result
+
+    def post(self, function: Callable[[*ArgumentTs], None], *arguments: *ArgumentTs) -> None:
+        self._posted.append(lambda: function(*arguments))
 
     def close(self) -> None:
         self.closed = True
@@ -70,6 +78,8 @@ class LogRig:
         self.copies = copies
         self.medium = medium
         self.file_size = file_size
+        self.preallocation_size = limits.LOG_PREALLOCATION_SIZE
+        self.posted: list[Callable[[], None]] = []
         self.present = list(range(disks))
         self.failed: list[tuple[DiskId, OSError]] = []
         self.ciphers = {volume: GcmCipher(volume * 2) for volume in VOLUMES}
@@ -86,11 +96,12 @@ class LogRig:
             copies=self.copies,
             header_cipher=GcmCipher(),
             disks=self.disks,
-            make_executor=InlineExecutor,
+            make_executor=lambda _name: InlineExecutor(self.posted),
             on_disk_failed=lambda disk, error: self.failed.append((disk, error)),
             random_bytes=os.urandom,
             medium=self.medium,
             file_size=self.file_size,
+            preallocation_size=self.preallocation_size,
         )
 
     def inventory(self) -> LogInventory:
@@ -109,6 +120,7 @@ class LogRig:
         ]
 
     async def open(self, starts: dict[VolumeId, int] | None = None) -> MirroredLog:
+        self.posted.clear()  # of a log that crashed
         inventory = self.inventory()
         streams = {}
         for volume in VOLUMES:

@@ -45,3 +45,18 @@ def test_slow_disks_are_written_in_parallel_and_one_hiccup_does_not_count() -> N
         for disk in disks[:2]:
             estimator.observe(disk, 5e-3, 4096)
     assert not estimator.sequential(disks, 4096)
+
+
+def test_fast_disks_come_back_from_the_parallel_way() -> None:
+    estimator = SyncEstimator()
+    disks = [disk_id(number) for number in range(3)]
+    for _ in range(100):
+        for disk in disks:
+            estimator.observe(disk, 1e-3, 4096)
+    assert not estimator.sequential(disks, 4096)
+    ways = []
+    for _ in range(200):
+        ways.append(estimator.sequential(disks, 4096))
+        for disk in disks:
+            estimator.observe(disk, 60e-6 if ways[-1] else 1e-3, 4096, alone=ways[-1])
+    assert all(ways[-100:])
