@@ -10,7 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
-from dwfs.types import DiskId, DiskSpace, Fragment, Geometry, ShardKey, StripeData, StripeId, StripeSeal
+from dwfs.types import (
+    DiskId,
+    DiskSpace,
+    Fragment,
+    Geometry,
+    ShardKey,
+    StripeData,
+    StripeId,
+    StripeSeal,
+)
 
 ResultT = TypeVar("ResultT")
 
@@ -43,7 +52,9 @@ class ErasureCoder(Protocol):
         Releases the GIL; call it in a worker thread for more than 64 KiB.
         """
 
-    def decode(self, present: dict[int, memoryview], wanted: Sequence[int], length: int) -> list[bytes]:
+    def decode(
+        self, present: dict[int, memoryview], wanted: Sequence[int], length: int
+    ) -> list[bytes]:
         """Rebuild shards `wanted` from any k of `present` (shard number → bytes of `length`).
 
         Raises ValueError if fewer than k are present.

@@ -25,6 +25,7 @@ from dwfs.fuse import (
     MountOptions,
     check_mount_point,
     check_system,
+    keep_buffers_in_heap,
     parse_mount_options,
     release_free_memory,
     remount,
@@ -126,6 +127,7 @@ def serve(
 ) -> int:
     """Be the pool's owner until it is unmounted. Calls `ready` once files can be used."""
     harden_process()
+    keep_buffers_in_heap()  # before there are threads, which would get heaps of their own
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
     trio.run(_own_and_serve, directories, config, credential, mountpoint, options, ready)
     return 0
@@ -160,7 +162,7 @@ async def _own_and_serve(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, session)
             nursery.start_soon(_stop_on_request, session, pool)
-            nursery.start_soon(_return_memory_when_idle)
+            nursery.start_soon(_return_memory_when_idle, pool)
             await session.serve(ready)
             nursery.cancel_scope.cancel()
     _log.info("pool %s is unmounted and closed", config.name)
@@ -178,7 +180,7 @@ async def _stop_on_request(session: FuseSession, pool: Pool) -> None:
     await session.stop()
 
 
-async def _return_memory_when_idle() -> None:
+async def _return_memory_when_idle(pool: Pool) -> None:
     """Give free memory back once after each busy time; `keep_buffers_in_heap` hoards it till then."""
     used, returned = time.process_time(), True
     while True:
@@ -186,6 +188,7 @@ async def _return_memory_when_idle() -> None:
         before, used = used, time.process_time()
         idle = used - before < _IDLE_SHARE * _IDLE_SECONDS
         if idle and not returned:
+            pool.stripes.release_idle()
             release_free_memory()
         returned = idle
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from dwfs import limits
 from dwfs.disk.executor import DiskExecutor
 from dwfs.disk.segment import segment_path
+from dwfs.disk.transfer import open_segment
 
 
 class SegmentFile:
@@ -49,7 +50,7 @@ class SegmentFiles:
         file = self.peek(number)
         if file is None:
             path = segment_path(self._directory, number)
-            descriptor = await self._executor.run(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = await self._executor.run(open_segment, path)
             file = self.peek(number)
             if file is not None:  # another task opened it while we did
                 os.close(descriptor)

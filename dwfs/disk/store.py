@@ -24,6 +24,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -40,10 +41,12 @@ from dwfs.disk.recovery import Progress, Recovery, recover
 from dwfs.disk.segment import DIRECTORY_NAME, pack_footer, segment_path
 from dwfs.disk.space import FreeSpace, free_space
 from dwfs.disk.transfer import (
+    Patience,
     SyncOutcome,
     SyncWork,
     create_segment,
     read_range,
+    read_range_arriving,
     read_range_cached,
     read_record,
     sync_segments,
@@ -53,6 +56,9 @@ from dwfs.errors import MediumError, ShardDamagedError, ShardMissingError
 from dwfs.types import DiskId, DiskSpace, ShardKey
 
 _log = logging.getLogger(__name__)
+
+PATIENT_SIZE_MAX: Final = 64 * limits.KIB  # larger reads are worth a thread's wake-up
+PATIENCE_SECONDS: Final = 200e-6  # little more than the wake-up and the way back cost
 
 
 class SegmentStore:
@@ -68,6 +74,7 @@ class SegmentStore:
         self._executor = executor
         self._ledger = SegmentLedger(index)
         self._files = SegmentFiles(directory, executor)
+        self._patience = Patience()
         self._active: dict[int, ActiveSegment] = {}
         self._current: ActiveSegment | None = None
         self._creating = trio.Lock()
@@ -193,7 +200,11 @@ class SegmentStore:
         return self._locate(key).payload_length
 
     def read_cached(self, key: ShardKey, offset: int, length: int) -> bytes | None:
-        """Payload bytes if they are in the page cache and the segment is open, else None."""
+        """Payload bytes if the segment is open and the page cache has them, else None.
+
+        A small read is given a moment to arrive, if no call to the disk is under way: on a disk
+        that hangs there soon is one, so the moment is lost once.
+        """
         place = self._ledger.index.get(key)
         if place is None:
             return None
@@ -201,7 +212,18 @@ class SegmentStore:
         file = self._files.peek(place.segment)
         if file is None:
             return None
-        return read_range_cached(file.descriptor, place.payload_offset + offset, length)
+        position = place.payload_offset + offset
+        content = read_range_cached(file.descriptor, position, length)
+        if (
+            content is not None
+            or length > PATIENT_SIZE_MAX
+            or self._executor.waiting()
+            or not self._patience.worthwhile()
+        ):
+            return content
+        content = read_range_arriving(file.descriptor, position, length, PATIENCE_SECONDS)
+        self._patience.learn(arrived=content is not None)
+        return content
 
     async def read(self, key: ShardKey, offset: int, length: int) -> bytes:
         """Payload bytes [offset, offset+length), clipped; unchecked. Raises MediumError kinds."""

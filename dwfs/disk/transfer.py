@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -19,6 +21,9 @@ from dwfs.disk.reclaim import erase
 from dwfs.disk.record import HEADER_SIZE, Location, pack_header, parse_header
 from dwfs.disk.segment import pack_prefix
 from dwfs.types import DiskId, ShardKey
+
+LATE_FORGIVEN: Final = 3
+LATE_MAX: Final = 8  # 256 reads of a slow disk between two trials: a fraction of a ms in seconds
 
 
 class SyncWork(msgspec.Struct, frozen=True):
@@ -38,6 +43,21 @@ class SyncOutcome(msgspec.Struct, frozen=True):
     directory: OSError | None
 
 
+def open_segment(path: Path) -> int:
+    """A descriptor for reading. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    read_as_asked(descriptor)
+    return descriptor
+
+
+def read_as_asked(descriptor: int) -> None:
+    """Have the kernel read what it is asked for, and no more, from the segment.
+
+    Its own read-ahead would fetch the parity shards that lie between those of a sequential reader.
+    """
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+
 def create_segment(path: Path, disk: DiskId, number: int) -> int:
     """A new segment file's descriptor, open for reading and writing. Raises OSError."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -48,6 +68,7 @@ def create_segment(path: Path, disk: DiskId, number: int) -> int:
         os.close(descriptor)
         path.unlink(missing_ok=True)
         raise
+    read_as_asked(descriptor)
     return descriptor
 
 
@@ -86,6 +107,54 @@ def read_range_cached(descriptor: int, offset: int, length: int) -> bytes | None
     except OSError:
         return None  # EAGAIN: not cached. Others show again in the read that follows.
     return bytes(buffer) if count == length else None
+
+
+def read_range_arriving(
+    descriptor: int, offset: int, length: int, patience_seconds: float
+) -> bytes | None:
+    """As `read_range_cached`, which has just failed; looks again and again for so long.
+
+    A read that may not wait has the kernel begin to fetch what it misses (since Linux 5.10), and a
+    flash disk delivers that sooner than a thread can be woken and answer.
+    """
+    buffer = bytearray(length)
+    buffers = [buffer]
+    give_up = time.perf_counter() + patience_seconds
+    while time.perf_counter() < give_up:
+        try:
+            if os.preadv(descriptor, buffers, offset, os.RWF_NOWAIT) == length:
+                return bytes(buffer)
+        except BlockingIOError:
+            continue
+        except OSError:
+            return None
+    return None
+
+
+class Patience:
+    """Whether `read_range_arriving` pays on this disk: it does on flash, not if a head moves.
+
+    A read that came too late now and then is forgiven. After several in a row ever more reads are
+    not given the chance, until the trials cost nothing; one success ends that.
+    """
+
+    __slots__ = ("_late", "_skipped")
+
+    def __init__(self) -> None:
+        self._late = 0  # reads in a row that did not arrive
+        self._skipped = 0
+
+    def worthwhile(self) -> bool:
+        """Whether to be patient with the next read."""
+        if self._late >= LATE_FORGIVEN and self._skipped < 1 << self._late:
+            self._skipped += 1
+            return False
+        return True
+
+    def learn(self, *, arrived: bool) -> None:
+        """What came of being patient."""
+        self._skipped = 0
+        self._late = 0 if arrived else min(self._late + 1, LATE_MAX)
 
 
 def read_record(descriptor: int, key: ShardKey, location: Location) -> tuple[bytes, bytes] | str:

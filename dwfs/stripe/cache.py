@@ -90,6 +90,11 @@ class ReadAheadCache:
         if entry is not None:
             self._size -= entry.opened.layout.sealed_length
 
+    def clear(self) -> None:
+        """Drop all entries; readers that hold one may go on with it."""
+        self._entries.clear()
+        self._size = 0
+
     async def _fill(self, entry: CachedStripe) -> None:
         try:
             async with trio.open_nursery() as nursery:

@@ -55,6 +55,12 @@ class StripeReader:
         for key in [key for key in self._sectors if key[0] == stripe]:
             del self._sectors[key]
 
+    def release_idle(self) -> None:
+        """Drop what is only kept for speed and takes much memory."""
+        self._cache.clear()
+        self._sectors.clear()
+        self._buffers.drop()
+
     def prefetch(self, stripe: StripeId) -> None:
         """Fetch the whole stripe in the background."""
         opened = self._open(stripe)

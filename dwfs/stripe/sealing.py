@@ -59,3 +59,7 @@ class BufferPool:
         """Take a buffer back; one of another size, or one too many, is simply freed."""
         if len(buffer) == self.size and len(self._free) < self._keep:
             self._free.append(buffer)
+
+    def drop(self) -> None:
+        """Free the kept buffers; those in use are kept when they come back."""
+        self._free.clear()

@@ -326,6 +326,11 @@ class StripeStore:
         if self._on_damage is not None:
             self._on_damage(damage)
 
+    def release_idle(self) -> None:
+        """Give back the read cache and spare buffers: nobody has read or written for a while."""
+        self._reader.release_idle()
+        self._buffers.drop()
+
     # --- stripes' end, and status ------------------------------------------------------------
 
     def is_in_memory(self, stripe: StripeId) -> bool:

@@ -29,7 +29,7 @@ from dwfs.volume.commands import PunchHole, WriteExtents
 from dwfs.volume.records import Inode
 from dwfs.volume.volume import Volume
 
-READ_AHEAD: Final = 3 * STRIPE_SIZE_MAX  # asked for before a sequential reader needs it
+READ_AHEAD: Final = 6 * STRIPE_SIZE_MAX  # asked for before a sequential reader needs it
 READ_AHEAD_AFTER: Final = 128 * KIB  # bytes in sequence that make a reader sequential
 READ_REORDER: Final = MIB  # the kernel's parallel read-ahead may overtake itself by so much
 READ_AHEAD_STRIPES_MAX: Final = 8  # a scattered file has many; more would flood the read cache
@@ -80,11 +80,12 @@ class Content:
             self._read_ahead(handle, offset, offset + length, size)
         extents = self._volume.extents(number, offset, length)
         content: bytes | None = None
-        if len(extents) == 1 and extents[0].length == length:
+        whole = len(extents) == 1 and extents[0].length == length
+        if whole:
             extent = extents[0]
             content = self._data.read_now(extent.stripe, extent.stripe_offset, length)
         if content is None:
-            content = await self._read_range(number, offset, length)
+            content = await self._read_range(number, offset, length, looked=whole)
             inode = self._volume.inode(number)
         due = self._attributes.access_due(inode)
         if due is not None:
@@ -96,12 +97,17 @@ class Content:
         length = min(length, self._volume.inode(number).size - offset)
         return await self._read_range(number, offset, length) if length > 0 else b""
 
-    async def _read_range(self, number: InodeNumber, offset: int, length: int) -> bytes:
-        """Exactly the bytes, zeros in holes. Raises PosixError EIO if any of them is lost."""
+    async def _read_range(
+        self, number: InodeNumber, offset: int, length: int, *, looked: bool = False
+    ) -> bytes:
+        """Exactly the bytes, zeros in holes. Raises PosixError EIO if any of them is lost.
+
+        `looked`: the caller has just found that they can't be had without waiting.
+        """
         for attempt in range(1, READ_ATTEMPTS + 1):
             extents = self._volume.extents(number, offset, length)
             try:
-                return await self._assemble(extents, offset, length)
+                return await self._assemble(extents, offset, length, looked and attempt == 1)
             except PosixError as error:
                 if error.errno != errno.EIO or attempt == READ_ATTEMPTS:
                     raise
@@ -109,14 +115,18 @@ class Content:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    async def _assemble(self, extents: list[Extent], offset: int, length: int) -> bytes:
+    async def _assemble(
+        self, extents: list[Extent], offset: int, length: int, looked: bool
+    ) -> bytes:
         parts: list[bytes] = []
         missing: list[Piece] = []
         position = offset
         for extent in extents:
             if extent.offset > position:
                 parts.append(bytes(extent.offset - position))
-            part = self._data.read_now(extent.stripe, extent.stripe_offset, extent.length)
+            part = None
+            if not looked:
+                part = self._data.read_now(extent.stripe, extent.stripe_offset, extent.length)
             if part is None:
                 missing.append((len(parts), extent.stripe, extent.stripe_offset, extent.length))
                 part = b""

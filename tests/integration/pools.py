@@ -98,13 +98,14 @@ class Pool:
         self, what: Callable[[dict[str, Any]], bool], seconds: float = 30
     ) -> dict[str, Any]:  # Any: JSON
         """Poll the status until `what` holds of it."""
-        deadline, status = time.monotonic() + seconds, None
+        deadline = time.monotonic() + seconds
+        status: dict[str, Any] = {}  # Any: JSON
         while True:
             done = self.run("status", self.name, "--json")
             # Exit code 11: the owner is just opening or closing the pool and can't be asked.
             assert done.returncode in (0, 11), done.stderr
             if done.returncode == 0 and what(status := json.loads(done.stdout)):
-                return dict(status)
+                return status
             assert time.monotonic() < deadline, f"not reached in {seconds} s: {status}"
             time.sleep(0.2)
 

@@ -35,6 +35,7 @@ class World:
         self.rig = LogRig(
             Path("/"), self.count, self.parity + 1, self.medium, self.random.choice((900, 3000))
         )
+        self.rig.preallocation_size = self.random.choice((0, 600, 2000, 70000))
         self.kept: dict[VolumeId, list[Record]] = {volume: [] for volume in VOLUMES}
         self.attempt: Record | None = None
         self.replay_from = {volume: LogSequence(1) for volume in VOLUMES}

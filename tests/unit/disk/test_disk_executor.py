@@ -115,3 +115,19 @@ async def test_close_lets_queued_calls_finish() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert executor.close()
         assert sorted(done) == list(range(5))
+
+
+@pytest.mark.expect_log("a background call failed")
+async def test_posted_calls_are_run_and_a_failing_one_harms_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    executor = DiskExecutor("post", threads=1)
+    called: list[int] = []
+    executor.post(called.append, 1)
+    executor.post(called.remove, 7)
+    executor.post(called.append, 2)
+    assert await executor.run(len, called) == 2
+    assert "a background call failed" in caplog.text
+    assert executor.close()
+    executor.post(called.append, 3)
+    assert called == [1, 2]

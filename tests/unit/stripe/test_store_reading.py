@@ -140,6 +140,19 @@ async def test_read_cache_is_bounded() -> None:
         assert 0 < cache.size_bytes <= STRIPE_READ_CACHE_SIZE
 
 
+async def test_idle_store_holds_no_read_cache_and_still_reads() -> None:
+    async with bench() as b:
+        seal = await stored(b)
+        b.store.prefetch(seal.stripe)
+        await wait_all_tasks_blocked(0.05)
+        assert b.store.read_now(seal.stripe, 10, 1000) == DATA[10:1010]
+        b.store.release_idle()
+        assert b.store._reader._cache.size_bytes == 0
+        assert await b.store.read(seal.stripe, 10, 1000) == DATA[10:1010]
+        b.store.prefetch(seal.stripe)
+        assert await b.store.read(seal.stripe, 0, len(DATA)) == DATA
+
+
 async def test_reader_follows_moved_shards() -> None:
     async with bench(disks=7) as b:
         seal = await stored(b)
