@@ -85,42 +85,49 @@ def test_a_secret_is_neither_shown_nor_pickled() -> None:
         SecretBytes(0)
 
 
+# For a process of its own: counts the places in all of its memory that hold the inverse of a needle.
+SEARCH = """
+import os
+
+INVERT = bytes(byte ^ 0xFF for byte in range(256))
+
+CHUNK, OVERLAP = 1 << 20, 31
+window = bytearray(CHUNK)
+ZEROS = bytes(CHUNK)
+
+def occurrences(inverted):
+    # Through one window that is zeroed around each use: a plain read would leave copies of
+    # what it read in the heap, for the next search to find.
+    count = 0
+    memory = os.open("/proc/self/mem", os.O_RDONLY)
+    with open("/proc/self/maps") as maps:
+        ranges = [line.split() for line in maps.read().splitlines() if "[v" not in line]
+    for fields in ranges:
+        if "r" not in fields[1]:
+            continue
+        start, end = (int(part, 16) for part in fields[0].split("-"))
+        while end - start > OVERLAP:
+            window[:] = ZEROS
+            length = os.preadv(memory, [memoryview(window)[: end - start]], start)
+            count += window.translate(INVERT).count(inverted)
+            start += length - OVERLAP if length == CHUNK else length
+    window[:] = ZEROS
+    os.close(memory)
+    return count
+"""
+
+
 def test_no_key_is_left_in_the_process_after_wiping() -> None:
     """Search all memory for the root key and for a one-use key, from a process of its own.
 
     The needles are handed over inverted, so that the search does not find itself.
     """
     run_in_new_process(
+        SEARCH,
         """
-        import gc, hmac, os, sys
+        import gc, hmac, sys
         from dwfs.crypto import RootKeys, SecretBytes
         from dwfs.types import PoolId, StripeId, VolumeId
-
-        INVERT = bytes(byte ^ 0xFF for byte in range(256))
-
-        CHUNK, OVERLAP = 1 << 20, 31
-        window = bytearray(CHUNK)
-        ZEROS = bytes(CHUNK)
-
-        def occurrences(inverted):
-            # Through one window that is zeroed around each use: a plain read would leave copies of
-            # what it read in the heap, for the next search to find.
-            count = 0
-            memory = os.open("/proc/self/mem", os.O_RDONLY)
-            with open("/proc/self/maps") as maps:
-                ranges = [line.split() for line in maps.read().splitlines() if "[v" not in line]
-            for fields in ranges:
-                if "r" not in fields[1]:
-                    continue
-                start, end = (int(part, 16) for part in fields[0].split("-"))
-                while end - start > OVERLAP:
-                    window[:] = ZEROS
-                    length = os.preadv(memory, [memoryview(window)[: end - start]], start)
-                    count += window.translate(INVERT).count(inverted)
-                    start += length - OVERLAP if length == CHUNK else length
-            window[:] = ZEROS
-            os.close(memory)
-            return count
 
         def inverted_copy(view):
             return bytes(byte ^ 0xFF for byte in view)
@@ -154,7 +161,7 @@ def test_no_key_is_left_in_the_process_after_wiping() -> None:
         gc.collect()
         for inverted in (inverted_root, inverted_value_key, record_key, caught["key"]):
             assert occurrences(inverted) == 0
-        """
+        """,
     )
 
 
@@ -171,9 +178,9 @@ def test_hardening_forbids_dumps() -> None:
     )
 
 
-def run_in_new_process(script: str) -> None:
+def run_in_new_process(*scripts: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        [sys.executable, "-c", "".join(textwrap.dedent(script) for script in scripts)],
         capture_output=True,
         text=True,
         check=False,
