@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dwfs.config import Directories
 from dwfs.errors import ControlError
-from dwfs.node.client import OnProgress, ask
+from dwfs.node.client import NotListeningError, OnProgress, ask
 from dwfs.node.lock import owner_of
 
 
@@ -36,4 +36,5 @@ def ask_owner(
     except ControlError as error:
         owner = owner_of(directories, pool)
         who = f"process {owner}" if owner else "its owner, which has just ended"
-        raise ControlError(f"pool {pool!r} is open in {who}: {error}") from None
+        kind = NotListeningError if isinstance(error, NotListeningError) else ControlError
+        raise kind(f"pool {pool!r} is open in {who}: {error}") from None

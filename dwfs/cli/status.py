@@ -12,7 +12,9 @@ from dwfs.cli.owner import ask_owner, is_open
 from dwfs.config import Directories, load_config
 from dwfs.errors import ControlError
 from dwfs.fuse.mountinfo import FILESYSTEM_TYPE, read_mounts
-from dwfs.node.status import PoolStatus
+from dwfs.node.client import NotListeningError
+from dwfs.node.lock import owner_of
+from dwfs.node.status import PoolStatus, WorkStatus
 from dwfs.node.survey import survey_pool
 
 
@@ -57,6 +59,12 @@ def query_status(directories: Directories, pool: str) -> PoolStatus:
     if is_open(directories, pool):
         try:
             return msgspec.json.decode(ask_owner(directories, pool, "status"), type=PoolStatus)
+        except NotListeningError:
+            owner = owner_of(directories, pool)
+            if owner is not None:
+                opening = [WorkStatus("open", f"process {owner} is opening or closing the pool")]
+                seen = survey_pool(config, _mountpoint_of(pool))
+                return msgspec.structs.replace(seen, pid=owner, work=opening)
         except ControlError:
             if is_open(directories, pool):
                 raise

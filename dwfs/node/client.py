@@ -16,6 +16,10 @@ from dwfs.node.control import RefusedError
 OnProgress = Callable[[Mapping[str, object]], None]
 
 
+class NotListeningError(ControlError):
+    """There is no socket to talk to: the owner is still opening the pool, or has just ended."""
+
+
 class _Reply(msgspec.Struct, frozen=True):
     progress: dict[str, object] | None = None
     result: msgspec.Raw = msgspec.Raw()  # empty: not there
@@ -69,7 +73,9 @@ def _connect(path: Path, timeout_seconds: float) -> socket.socket:
             os.close(directory)
     except OSError as error:
         connection.close()
-        raise ControlError(f"can't reach the owning process on {path}: {error.strerror}") from None
+        raise NotListeningError(
+            f"can't reach the owning process on {path}: {error.strerror}"
+        ) from None
     return connection
 
 

@@ -102,9 +102,8 @@ class Pool:
         status: dict[str, Any] = {}  # Any: JSON
         while True:
             done = self.run("status", self.name, "--json")
-            # Exit code 11: the owner is just opening or closing the pool and can't be asked.
-            assert done.returncode in (0, 11), done.stderr
-            if done.returncode == 0 and what(status := json.loads(done.stdout)):
+            assert done.returncode == 0, done.stderr
+            if what(status := json.loads(done.stdout)):
                 return status
             assert time.monotonic() < deadline, f"not reached in {seconds} s: {status}"
             time.sleep(0.2)

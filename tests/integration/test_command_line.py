@@ -63,7 +63,7 @@ def test_foreground_ends_on_a_signal(pool: Pool) -> None:
         [sys.executable, "-m", "dwfs", *words, "--foreground"], env=pool.environment
     )
     try:
-        pool.wait_for(lambda status: status["pid"] == process.pid)
+        pool.wait_for(lambda status: status["pid"] == process.pid and pool.mountpoint.is_mount())
         (pool.mountpoint / "f").write_text("kept")
         process.terminate()
         assert process.wait(30) == 0
