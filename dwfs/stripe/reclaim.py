@@ -8,8 +8,9 @@ that drops it is durable, and that command follows the relocations in the log.
 
 How hard to try depends on how full the pool is. With much room only stripes that are nearly
 empty are worth moving, at a tenth of the time; with little, any stripe that gives something back.
-Between two pieces of work the cleaner sleeps, so that the foreground always has its share, and it
-works on one piece of at most 1 MiB at a time.
+Between two pieces of work the cleaner sleeps, so that the foreground always has its share: it moves
+at most 1 MiB and drops at most 32 stripes at a time. Dropping is work, too: holes are punched on all
+disks, and many pass them on to the device as discards, which hold up reads.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dwfs.ports import Clock
 from dwfs.stripe.space import ReclaimSignal
 from dwfs.types import Fragment, StripeId
 
-DROP_BATCH = 256  # stripes in one DropStripes command
+DROP_BATCH = 32  # stripes in one DropStripes command, and in one piece of work
 CLEAN_BATCH = 8  # sparse stripes emptied in one round
 
 
@@ -160,20 +161,22 @@ class Cleaner:
         With `hurry`, somebody waits for space: the hardest pace, and no pauses.
         """
         pace = PACES[0][1]._replace(duty=1.0) if hurry else pace_for(self._store.free_fraction())
-        if await self._drop_dead() and hurry:
+        if await self._drop_dead(pace) and hurry:
             return
         for stripe in self._target.sparse_stripes(pace.live_fraction, CLEAN_BATCH):
             await self._empty(stripe, pace)
-        await self._drop_dead()
+        await self._drop_dead(pace)
 
-    async def _drop_dead(self) -> int:
+    async def _drop_dead(self, pace: Pace) -> int:
         dropped = 0
         while dead := self._target.dead_stripes(DROP_BATCH):
+            started = self._clock.now()
             await self._target.drop_stripes(dead)
             await self._store.drop(dead)
             dropped += len(dead)
-            if len(dead) < DROP_BATCH:
+            if len(dead) < DROP_BATCH or self._signal.wanted:
                 break
+            await self._rest(started, pace)
         self.dropped_stripes += dropped
         return dropped
 
@@ -190,5 +193,9 @@ class Cleaner:
                     piece.inode, piece.offset, piece.length, stripe, piece.stripe_offset, fragments
                 )
                 self.moved_bytes += piece.length
-                worked = self._clock.now() - started
-                await trio.sleep(worked * (1.0 / pace.duty - 1.0))
+                await self._rest(started, pace)
+
+    async def _rest(self, started: float, pace: Pace) -> None:
+        """Sleep as long as the pace asks for work since `started`, or until somebody needs space."""
+        worked = self._clock.now() - started
+        await self._signal.wait(worked * (1.0 / pace.duty - 1.0))

@@ -133,6 +133,11 @@ class ReclaimSignal:
             await self._wanted.wait()
         return self._wanted.is_set()
 
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for the next round."""
+        return self._wanted.is_set()
+
     def begin(self) -> None:
         """A round starts; it serves all requests made so far, and none made from now on."""
         self._wanted = trio.Event()
