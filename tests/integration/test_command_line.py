@@ -127,15 +127,13 @@ def test_check_names_lost_files(mounted: Pool) -> None:
 
 
 @pytest.mark.needs_root
-def test_mount_helper(pool: Pool) -> None:
-    helper = Path(sys.executable).with_name("mount.dwfs")
-    if not helper.exists():
-        pytest.skip("the package is not installed here; ./run setup does that")
+def test_mount_by_mount_8_as_fstab_would(pool: Pool) -> None:
+    assert Path("/sbin/mount.fuse.dwfs").exists(), "./run setup links it, as root"
     options = f"keyfile={pool.keyfile},noauto,x-systemd.automount,noatime"
+    mount = ["mount", "-t", "fuse.dwfs", pool.name, str(pool.mountpoint)]
     done = subprocess.run(
-        [helper, pool.name, pool.mountpoint, "-o", options],
-        env=pool.environment, capture_output=True, text=True,
-    )  # fmt: skip
+        [*mount, "-o", options], env=pool.environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert pool.mountpoint.is_mount()
     line = next(
@@ -145,6 +143,13 @@ def test_mount_helper(pool: Pool) -> None:
     )
     assert "noatime" in line
     assert "fuse.dwfs" in line
+    for option, word in (("remount,ro", "ro"), ("remount,rw", "rw")):
+        subprocess.run(
+            ["mount", "-o", option, str(pool.mountpoint)], env=pool.environment, check=True
+        )
+        mounts = Path("/proc/mounts").read_text().splitlines()
+        line = next(line for line in mounts if str(pool.mountpoint) in line)
+        assert line.split()[3].split(",")[0] == word
 
 
 def test_bench(mounted: Pool) -> None:
