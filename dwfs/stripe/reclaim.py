@@ -18,8 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-import trio
-
 from dwfs.errors import PosixError
 from dwfs.limits import FUSE_WRITE_SIZE_MAX
 from dwfs.ports import Clock
