@@ -32,6 +32,7 @@ class Gateway:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.unforeseen_errors = 0
+        self.under_way = 0  # requests that were begun and not answered
         self._now = now
         self._period_ends = 0.0
         self._logged = 0
@@ -41,6 +42,7 @@ class Gateway:
         """The handler, with its exceptions turned into errnos."""
 
         async def guarded(*arguments: object) -> Any:  # whatever the handler returns
+            self.under_way += 1
             try:
                 return await handler(*arguments)
             except PosixError as error:
@@ -50,6 +52,8 @@ class Gateway:
             except Exception as error:  # the gateway: whatever it is, the mount must live on
                 self.report(name, error)
                 raise FUSEError(errno.EIO) from error
+            finally:
+                self.under_way -= 1
 
         return guarded
 

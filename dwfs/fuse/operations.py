@@ -111,6 +111,10 @@ class DwfsOperations(pyfuse3.Operations):
         """Requests answered with EIO because of a bug of ours."""
         return self._gateway.unforeseen_errors
 
+    def is_waiting(self) -> bool:
+        """Whether a request was begun and is not answered: between requests, it is suspended."""
+        return self._gateway.under_way > 0
+
     def init(self) -> None:
         """libfuse is about to answer the kernel's first request."""
         self.initialised.set()

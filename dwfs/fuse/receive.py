@@ -51,8 +51,9 @@ import trio
 BURST_REQUESTS: Final = 32  # requests in a row before other tasks get a turn: ≈ 1 ms of small ones
 BURST_SECONDS: Final = 0.002  # the same bound for large ones
 # Looking again for so long before going to sleep catches a caller that sends its next request as
-# soon as it has the answer to the last. Longer would burn a core that the caller may need.
-SPIN_SECONDS: Final = 20e-6
+# soon as it has the answer to the last: both sleeping and being woken cost more than that. Nobody
+# looks again while a request waits for a disk: its answer would have to wait, too.
+SPIN_SECONDS: Final = 80e-6
 
 
 class ReadTurn:
@@ -84,8 +85,11 @@ class ReadTurn:
 class Readiness:
     """`wait_readable` that looks before it sleeps, for one descriptor."""
 
-    def __init__(self, spin_seconds: float = SPIN_SECONDS) -> None:
+    def __init__(
+        self, spin_seconds: float = SPIN_SECONDS, waiting: Callable[[], bool] = lambda: False
+    ) -> None:
         self._spin_seconds = spin_seconds
+        self._waiting = waiting  # whether a request is under way that is to be woken by the loop
         self._descriptor = -1
         self._poll = select.poll()
         self._burst = 0
@@ -103,7 +107,7 @@ class Readiness:
                 now = time.perf_counter()
             self._burst = 0
             self._burst_ends = now + BURST_SECONDS
-        give_up = now + self._spin_seconds
+        give_up = now if self._waiting() else now + self._spin_seconds
         while True:
             if poll(0):
                 self._burst += 1
@@ -161,12 +165,17 @@ class Reception:
 
 
 @contextlib.contextmanager
-def quick_receive(spin_seconds: float = SPIN_SECONDS) -> Iterator[Reception | None]:
-    """Let pyfuse3 wait as described above while the context is open; None where it can't be."""
+def quick_receive(
+    spin_seconds: float = SPIN_SECONDS, waiting: Callable[[], bool] = lambda: False
+) -> Iterator[Reception | None]:
+    """Let pyfuse3 wait as described above while the context is open; None where it can't be.
+
+    `waiting` tells whether a request is under way and suspended.
+    """
     if getattr(pyfuse3, "trio", None) is not trio:
         yield None
         return
-    reception = Reception(Readiness(spin_seconds))
+    reception = Reception(Readiness(spin_seconds, waiting))
     # setattr, because pyfuse3's stubs do not show the global that pyfuse3.asyncio replaces as well.
     stand_in = _StandIn(trio, Lock=ReadTurn, lowlevel=reception.lowlevel)
     setattr(pyfuse3, "trio", stand_in)  # noqa: B010  # not in the stubs

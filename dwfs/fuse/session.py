@@ -55,7 +55,7 @@ class FuseSession:
 
     async def serve(self, on_ready: Callable[[], None] | None = None) -> None:
         """Mount, call `on_ready` once files can be used, and return when the mount is gone."""
-        with quick_receive() as reception:
+        with quick_receive(waiting=self._operations.is_waiting) as reception:
             device = self._open(reception)
             try:
                 async with trio.open_nursery() as nursery:
