@@ -51,7 +51,7 @@ LOG_PREALLOCATION_SIZE: Final = 4 * MIB  # zeros written ahead of a log file's r
 LOG_SNAPSHOT_AFTER: Final = 64 * MIB  # log bytes after which a state snapshot is due, at least
 
 # --- time, seconds --------------------------------------------------------------------------
-DURABLE_WITHIN_SECONDS: Final = 5.0  # docs/operations.md promises it: un-synced data is durable by then
+DURABLE_WITHIN_SECONDS: Final = 5.0  # promised in docs/operations.md for un-synced data
 STATE_COMMIT_SECONDS: Final = 5.0
 DISK_PROBE_SECONDS: Final = 1.0
 KERNEL_CACHE_SECONDS: Final = 86_400.0  # entry and attribute timeout: we are the only owner
