@@ -51,7 +51,7 @@ class LogStatus(msgspec.Struct, frozen=True):
     copies_wanted: int
     members: tuple[DiskId, ...]
     files: int
-    files_short: int  # closed files with fewer copies than wanted
+    files_short: int  # closed files that are needed and have fewer copies than wanted
     size_bytes: int
 
 
@@ -148,7 +148,9 @@ class MirroredLog:
             members=members,
             files=len(self._closed) + (self._current is not None),
             files_short=sum(
-                len(file.whole & listed) < self._settings.copies for file in self._closed
+                len(file.whole & listed) < self._settings.copies
+                for file in self._closed
+                if not file.disposable(self._trimmed)  # nobody mends what nobody needs
             ),
             size_bytes=self.size_bytes,
         )

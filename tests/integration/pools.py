@@ -56,7 +56,8 @@ class Pool:
     def dwfs(self, *words: str | Path) -> str:
         """Run `dwfs WORDS`, which must succeed; returns its stdout."""
         done = self.run(*words)
-        assert done.returncode == 0, f"dwfs {words}: exit {done.returncode}: {done.stderr}"
+        said = f"{done.stderr}{done.stdout}"
+        assert done.returncode == 0, f"dwfs {words}: exit {done.returncode}: {said}"
         return done.stdout
 
     def create(self, disks: int = 6, data: int = 4, parity: int = 2) -> Pool:

@@ -175,6 +175,18 @@ async def test_heal_mirrors_files_of_a_lost_disk_again(tmp_path: Path) -> None:
         assert sequences(rig) == list(range(1, 21))
 
 
+async def test_a_file_begun_on_one_disk_only_is_no_shortage(tmp_path: Path) -> None:
+    # What a kill between the creation of two copies leaves: nothing is in it, so nothing is short.
+    rig = rig_of(tmp_path)
+    await fill(rig, 3)
+    await (await rig.open()).close()
+    log_files(rig)[-1].unlink()
+    log = await rig.open()
+    assert log.status().files_short == 0
+    await log.close()
+    assert sequences(rig) == [1, 2, 3]
+
+
 async def test_trim_removes_what_nobody_needs_and_never_the_current_file(tmp_path: Path) -> None:
     rig = rig_of(tmp_path, file_size=500)
     log = await rig.open()
