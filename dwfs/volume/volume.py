@@ -188,12 +188,17 @@ class Volume:
         if stripes:
             await self.propose(DropStripes(tuple(stripes)))
             self._undropped += stripes
-        if not self._undropped:
+        # Taken before the barrier: what another call proposes meanwhile is not durable after it.
+        doomed, self._undropped = self._undropped, []
+        if not doomed:
             return 0
-        await self.barrier()
-        stripes, self._undropped = self._undropped, []
-        await self._data_store.drop(stripes)
-        return len(stripes)
+        try:
+            await self.barrier()
+        except BaseException:  # whatever it was, the shards are still there
+            self._undropped += doomed
+            raise
+        await self._data_store.drop(doomed)
+        return len(doomed)
 
     # --- durability -------------------------------------------------------------------------
 

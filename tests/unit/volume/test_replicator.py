@@ -152,6 +152,31 @@ async def test_dead_stripes_are_dropped_after_a_barrier(bench: Bench) -> None:
     assert bench.data.dropped == [old]
 
 
+async def test_a_stripe_is_dropped_only_after_its_own_barrier(bench: Bench) -> None:
+    """Two callers at once: the first one's barrier does not cover what the second one proposed."""
+    number = await create(bench, b"f")
+    stripes = []
+    for offset in (0, 100):
+        await write(bench, number, offset, bytes(100))
+        stripes.append(bench.volume.extents(number, offset, 1)[0].stripe)
+        await bench.volume.destage()
+    await write(bench, number, 0, bytes(100))
+    first = bench.log.blocked = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.volume.drop_dead_stripes)
+        await trio.testing.wait_all_tasks_blocked()
+        await write(bench, number, 100, bytes(100))
+        nursery.start_soon(bench.volume.drop_dead_stripes)
+        await trio.testing.wait_all_tasks_blocked()
+        bench.log.blocked = trio.Event()
+        first.set()
+        await trio.testing.wait_all_tasks_blocked()
+        dropped = list(bench.data.dropped)
+        bench.log.blocked.set()  # before any assertion: the barrier can't be cancelled
+    assert dropped == stripes[:1]
+    assert bench.data.dropped == stripes
+
+
 async def test_sparse_stripes_come_worst_first(bench: Bench) -> None:
     number = await create(bench, b"f")
     stripes = []
