@@ -137,6 +137,8 @@ def remount(directory: str, options: MountOptions) -> None:
     if present is None or present.kind != FILESYSTEM_TYPE:
         raise UsageError(f"can't remount {directory}: no pool is mounted there")
     refused = options.given & {"allow_other", "fsname", "passphrase_file", "keyfile"}
+    if "allow_other" in present.super_options:
+        refused -= {"allow_other"}  # mount(8) repeats what is in force
     if refused:
         raise UsageError(
             f"mount option {min(refused)} can't change with a remount; "

@@ -62,7 +62,20 @@ _IGNORED: Final = frozenset(
         "fg",
     ]
 )
-_IGNORED_PREFIXES: Final = ("x-", "X-", "comment=", "user=", "subtype=", "uhelper=", "helper=")
+_IGNORED_PREFIXES: Final = (
+    "x-",
+    "X-",
+    "comment=",
+    "user=",
+    "subtype=",
+    "uhelper=",
+    "helper=",
+    # What the kernel reports of a FUSE mount: mount(8) hands it back when it remounts.
+    "user_id=",
+    "group_id=",
+    "max_read=",
+    "blksize=",
+)
 _FILES: Final = ("passphrase_file", "keyfile")
 
 
