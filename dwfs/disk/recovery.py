@@ -96,7 +96,10 @@ async def _enter(scan: SegmentScan, ledger: SegmentLedger, found: Recovery) -> N
     found.allocated_bytes += scan.allocated_bytes
     found.torn += scan.torn
     if not scan.valid:
-        _log.warning("segment %d is damaged or not of this disk; passed over", scan.number)
+        if scan.allocated_bytes:
+            _log.warning("segment %d is damaged or not of this disk; passed over", scan.number)
+        else:  # a crash came between its creation and its first byte
+            _log.info("segment %d was begun but never written; passed over", scan.number)
         found.unreadable.append(scan.number)
         return
     if scan.live:
