@@ -142,7 +142,7 @@ def open_root_key(slots: Sequence[Keyslot], protector: KeyProtector, pool: PoolI
         except FormatError as error:
             damage = error
             continue
-        except BaseException:
+        except BaseException:  # whatever it was, half a key must not stay in memory
             root.wipe()
             raise
         return root

@@ -69,6 +69,7 @@ class _Errand:
         """In the worker."""
         try:
             self._call()
+        # Nobody waits for it, so the log is the only one to tell; the worker must live on.
         except Exception:
             _log.exception("a background call failed")
 

@@ -218,7 +218,7 @@ def _replace(directory: Path, name: str, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException:  # whatever it was, nothing half-written stays behind
         temporary.unlink(missing_ok=True)
         raise
     temporary.replace(directory / name)

@@ -64,7 +64,7 @@ def create_segment(path: Path, disk: DiskId, number: int) -> int:
     descriptor = os.open(path, flags, 0o600)
     try:
         _write_all(descriptor, [memoryview(pack_prefix(disk, number))], 0)
-    except BaseException:
+    except BaseException:  # whatever it was, nobody else closes and removes the file
         os.close(descriptor)
         path.unlink(missing_ok=True)
         raise
