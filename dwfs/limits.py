@@ -100,7 +100,15 @@ CONTROL_RESPONSE_SIZE_MAX: Final = 64 * MIB  # one JSON line; a check may name m
 CONTROL_CONNECTIONS_MAX: Final = 16  # administrators' commands at one time
 CONTROL_REQUEST_SECONDS: Final = 10.0  # for a client to send its line
 DISK_ERRORS_MAX: Final = 16  # failed operations after which a disk gets no new data
-DISK_HANG_SECONDS: Final = 30.0  # a probe that takes longer makes the disk missing
+# An operation that takes longer is given up: a spun-down disk needs up to 10 s to answer.
+DISK_DEADLINE_SECONDS: Final = 12.0
+DISK_HANG_SECONDS: Final = 30.0  # a disk that answers nothing for so long is missing
+# A missing disk's shards are rebuilt elsewhere after this: longer than a reboot or a loose cable.
+DISK_REBUILD_SECONDS: Final = 900.0
+HEDGE_SECONDS_MIN: Final = 0.03  # no read is hedged sooner: it would cost more than it saves
+HEDGE_SECONDS_MAX: Final = 1.0
+REPAIR_QUEUE_MAX: Final = 65_536  # stripes to be repaired that are remembered; more are found again
+MEND_BATCH: Final = 16  # stripes repaired together: one sync a disk and one barrier for all
 DISK_SIZE_MIN: Final = 64 * MIB  # free space that a disk must have to join a pool
 MOUNT_LOG_SIZE: Final = 4 * MIB  # a background mount's log file, before it is rotated once
 
@@ -116,3 +124,4 @@ assert SEGMENT_SIZE >= 8 * STRIPE_SIZE_MAX, "closing a segment is rare beside fi
 assert DISK_RESERVE_MIN < DISK_RESERVE_MAX
 assert CONTROL_REQUEST_SIZE_MAX > 2 * 2 * SECRET_SIZE_MAX, "old and new secret, hex-coded"
 assert DISK_SIZE_MIN > DISK_RESERVE_MIN
+assert HEDGE_SECONDS_MAX < DISK_DEADLINE_SECONDS < DISK_HANG_SECONDS < DISK_REBUILD_SECONDS

@@ -7,11 +7,15 @@ An implementation is handed to its user in the constructor by a composition root
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from dwfs.types import (
     DiskId,
+    DiskPosition,
     DiskSpace,
     Fragment,
     Geometry,
@@ -61,6 +65,36 @@ class ErasureCoder(Protocol):
         """
 
 
+class ShardFault(enum.Enum):
+    """What a scrub finds wrong with a place on a disk."""
+
+    MISSING = "missing"  # the index has it, the disk has zeros or no such file
+    TORN = "torn"  # its header is whole, its payload is cut short or zeros from some point on
+    ROTTEN = "rotten"  # header or payload are not what was written
+    MISDIRECTED = "misdirected"  # a record that belongs elsewhere lies in its place
+    UNREADABLE = "unreadable"  # the disk answers with an error
+    DUPLICATE = "duplicate"  # an older record of a shard that the index has elsewhere
+    STRAY = "stray"  # a whole record that the index doesn't have at all
+
+
+class ScrubFinding(msgspec.Struct, frozen=True):
+    """One fault, and where it lies."""
+
+    fault: ShardFault
+    key: ShardKey
+    position: DiskPosition
+    detail: str  # for people
+
+
+class ScrubPiece(msgspec.Struct, frozen=True):
+    """What one step of a scrub did."""
+
+    findings: tuple[ScrubFinding, ...]
+    records: int  # looked at
+    size_bytes: int  # read
+    following: DiskPosition | None  # where to go on; None: the disk is through
+
+
 class ShardStore(Protocol):
     """One disk's shards. Raises `MediumError` (and its kinds) when the disk fails an operation.
 
@@ -100,6 +134,26 @@ class ShardStore(Protocol):
     async def sync(self) -> None:
         """Make all earlier puts and deletes durable: one fdatasync a touched segment."""
 
+    async def read_back(self, key: ShardKey) -> tuple[bytes, bytes]:
+        """As `read_verified`, but from the medium: the page cache is told to forget it first.
+
+        Call it after `sync`: what is not yet written back can't be forgotten.
+        """
+
+    async def scrub(self, start: DiskPosition, size_bytes: int) -> ScrubPiece:
+        """Read on from `start` in disk order, about `size_bytes` of records, past the page cache.
+
+        Every live record is checked whole, and so is what lies where no live record should be.
+        Changes nothing. A record that is put or deleted meanwhile is no finding. Raises MediumError
+        only if the disk as a whole can't be listed; a bad place is a finding.
+        """
+
+    async def erase(self, finding: ScrubFinding) -> None:
+        """Free the space of a DUPLICATE or STRAY; ignored if it is live by now. Raises MediumError."""
+
+    async def adopt(self, finding: ScrubFinding) -> None:
+        """Enter a STRAY into the index: the volumes' state wants it here. Ignored if it has the key."""
+
     def keys(self, after: ShardKey | None, limit: int) -> list[ShardKey]:
         """Up to `limit` keys in (stripe, number) order, strictly after `after`. No I/O."""
 
@@ -118,6 +172,9 @@ class StripeCatalog(Protocol):
 
     def sparse_stripes(self, live_fraction: float, limit: int) -> list[StripeId]:
         """Sealed stripes whose live bytes are at most that fraction of their length, worst first."""
+
+    def seals(self, after: StripeId | None, limit: int) -> list[StripeSeal]:
+        """Up to `limit` seals in the order of their ids, strictly after `after`; no summaries."""
 
 
 class DataStore(Protocol):
@@ -186,8 +243,26 @@ class KeyProtector(Protocol):
         """Write the root key to `into`. Raises WrongKeyError."""
 
 
+class DiskRole(enum.Enum):
+    """What a disk's state means for the shards that the seals place on it."""
+
+    KEEP = "keep"  # readable; they are where they should be
+    LEAVE = "leave"  # readable, but they are to be moved elsewhere
+    AWAY = "away"  # not readable now, expected back: nothing is rebuilt yet
+    GONE = "gone"  # not readable, not expected back, or no disk of the pool: rebuild them
+
+
 class DiskListing(Protocol):
     """What the pool knows of its disks, for the layers that choose among them."""
+
+    def role(self, disk: DiskId) -> DiskRole:
+        """What is to become of shards on the disk; GONE for one that is unknown, or b""."""
+
+    def patience_seconds(self, disk: DiskId) -> float:
+        """How long a reader waits for this disk before it asks others as well (a hedged read).
+
+        0.0: the disk is suspect; ask the others first. `inf`: never, there is nothing to gain.
+        """
 
     def writable(self) -> list[ShardStore]:
         """Disks that new shards may go to."""

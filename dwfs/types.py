@@ -7,7 +7,7 @@ handed over is never changed behind the holder's back.
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import NamedTuple, NewType
 
 import msgspec
 
@@ -99,6 +99,25 @@ class ShardKey(msgspec.Struct, frozen=True, array_like=True):
 
     stripe: StripeId
     number: int  # 0 .. k+m-1
+
+
+class ShardMove(msgspec.Struct, frozen=True, array_like=True):
+    """A shard's change of place, as the state is told of it once the shard lies there durably.
+
+    `source` is the disk that the seal names so far, or b"" for a shard that was never stored.
+    """
+
+    stripe: StripeId
+    number: int  # of the shard
+    source: DiskId
+    target: DiskId
+
+
+class DiskPosition(NamedTuple):
+    """A place on a disk in the order in which a scrub reads it; (0, 0) is the start."""
+
+    segment: int
+    offset: int  # bytes, in the segment file
 
 
 class DiskSpace(msgspec.Struct, frozen=True):

@@ -17,7 +17,15 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from dwfs.types import Extent, InodeNumber, LogSequence, StripeData, StripeId, StripeSeal
+from dwfs.types import (
+    Extent,
+    InodeNumber,
+    LogSequence,
+    ShardMove,
+    StripeData,
+    StripeId,
+    StripeSeal,
+)
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -157,6 +165,16 @@ class DropStripes(msgspec.Struct, frozen=True, array_like=True, tag=13):
     stripes: tuple[StripeId, ...]
 
 
+class MoveShards(msgspec.Struct, frozen=True, array_like=True, tag=14):
+    """Shards lie durably on other disks now: repair, evacuation and balancing make these.
+
+    A move applies only where the stripe's seal still names its `source`, so that two of them can't
+    undo each other; moves of stripes that are gone are ignored.
+    """
+
+    moves: tuple[ShardMove, ...]
+
+
 InodeCommand: TypeAlias = (
     Create
     | Link
@@ -168,7 +186,7 @@ InodeCommand: TypeAlias = (
     | SetXattr
     | RemoveXattr
 )
-OtherCommand: TypeAlias = Rename | Purge | Relocate | DropStripes
+OtherCommand: TypeAlias = Rename | Purge | Relocate | DropStripes | MoveShards
 Command: TypeAlias = InodeCommand | OtherCommand
 
 

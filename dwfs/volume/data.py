@@ -9,7 +9,7 @@ from dwfs import limits
 from dwfs.errors import PosixError
 from dwfs.types import Extent
 from dwfs.volume import filemap
-from dwfs.volume.commands import DropStripes, PunchHole, Relocate, WriteExtents
+from dwfs.volume.commands import DropStripes, MoveShards, PunchHole, Relocate, WriteExtents
 from dwfs.volume.extents import Balance
 from dwfs.volume.records import Inode
 from dwfs.volume.state import VolumeState
@@ -91,3 +91,9 @@ def drop_stripes(state: VolumeState, command: DropStripes) -> None:
     """Forget those of the stripes that are sealed and dead."""
     for stripe in command.stripes:
         state.stripes.drop(stripe)
+
+
+def move_shards(state: VolumeState, command: MoveShards) -> None:
+    """Note new places of shards, where the seals still name the old ones."""
+    for move in command.moves:
+        state.stripes.move(move)

@@ -18,6 +18,7 @@ from dwfs.volume.commands import (
     Create,
     DropStripes,
     Link,
+    MoveShards,
     PunchHole,
     Purge,
     Relocate,
@@ -45,6 +46,7 @@ _HANDLERS: Final[dict[type, Callable[[VolumeState, Any], Inode | None]]] = {
     PunchHole: data.punch_hole,
     Relocate: data.relocate,
     DropStripes: data.drop_stripes,
+    MoveShards: data.move_shards,
     SetXattr: xattrs.set_xattr,
     RemoveXattr: xattrs.remove_xattr,
 }

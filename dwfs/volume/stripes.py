@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from dwfs import limits
-from dwfs.types import BackReference, StripeId, StripeSeal
+from dwfs.types import BackReference, ShardMove, StripeId, StripeSeal
 from dwfs.volume.records import StripeRecord
 from dwfs.volume.store import KIND_STRIPE, KIND_SUMMARY, StateStore
 from dwfs.volume.table import Table
@@ -89,10 +89,27 @@ class StripeTable:
         record = self.table.get(stripe)
         if record is None:
             record = StripeRecord(0, None)
+        if record.seal is not None:
+            # Replayed. The state may know better by now where the shards are (`move`).
+            return
         self._store.put(KIND_SUMMARY + stripe, _encoder.encode(seal.summary))
         record.seal = msgspec.structs.replace(seal, summary=())
         self.table.put(stripe, record)
         self._classify(stripe, record.live_bytes, seal.length)
+
+    def move(self, move: ShardMove) -> bool:
+        """Note a shard's new place; tells whether it applied (see `MoveShards`)."""
+        record = self.table.get(move.stripe)
+        seal = None if record is None else record.seal
+        if record is None or seal is None or not 0 <= move.number < len(seal.placement):
+            return False
+        if seal.placement[move.number] != move.source:
+            return False
+        placement = list(seal.placement)
+        placement[move.number] = move.target
+        record.seal = msgspec.structs.replace(seal, placement=tuple(placement))
+        self.table.put(move.stripe, record)
+        return True
 
     def pin(self, stripe: StripeId) -> None:
         """A command that refers to the stripe waits to be applied: the stripe is not dead.
