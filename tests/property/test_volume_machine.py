@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from dwfs.errors import PosixError
 from dwfs.limits import EXTENT_NODE_SPAN as SPAN
-from dwfs.types import Extent, InodeNumber, StripeId, StripeSeal
+from dwfs.types import DiskId, Extent, InodeNumber, ShardMove, StripeId, StripeSeal
 from dwfs.volume.commands import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -27,6 +27,7 @@ from dwfs.volume.commands import (
     Create,
     DropStripes,
     Link,
+    MoveShards,
     PunchHole,
     Purge,
     Relocate,
@@ -42,6 +43,8 @@ from dwfs.volume.records import Inode
 from tests.unit.volume.fakes import GEOMETRY, Bench
 
 NAMES = st.sampled_from([b"a", b"b", b"c", b"d"])
+DISKS = [DiskId(b""), *(DiskId(bytes([number]) * 16) for number in range(4))]
+PLACEMENT = (DISKS[1], DISKS[2], DISKS[0])
 STRIPES = [StripeId(bytes([number]) * 16) for number in range(5)]
 OFFSETS = st.builds(
     lambda node, distance: max(0, node * SPAN + distance),
@@ -75,6 +78,7 @@ class VolumeMachine(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         self.bench = Bench(Path(self.directory.name), hashes=3)
         self.nodes: dict[int, Node] = {1: Node(stat.S_IFDIR)}
+        self.placements: dict[StripeId, list[DiskId]] = {}
         self.time = 1
 
     def teardown(self) -> None:
@@ -305,9 +309,32 @@ class VolumeMachine(RuleBasedStateMachine):
                 node.data[offset + i] = (stripe, 1000 + i if i < 5 else 1995 + i)
 
     @rule(stripe=st.sampled_from(STRIPES))
+    def learn_seal(self, stripe: StripeId) -> None:
+        self.seal(stripe)
+
     def seal(self, stripe: StripeId) -> None:
-        fact = StripeSeal(stripe, bytes(24), 1, GEOMETRY, 4096, 16384, (), ())
+        fact = StripeSeal(stripe, bytes(24), 1, GEOMETRY, 4096, 16384, PLACEMENT, ())
         self.bench.state.stripes.apply_seal(fact)
+        self.placements.setdefault(stripe, list(PLACEMENT))
+
+    @rule(
+        choice=st.integers(0, 5),
+        number=st.integers(0, 3),
+        stale=st.none() | st.sampled_from(DISKS),
+        new=st.sampled_from(DISKS),
+    )
+    def move_shard(self, choice: int, number: int, stale: DiskId | None, new: DiskId) -> None:
+        """Mostly of a stripe that is sealed, mostly from where its shard really is."""
+        known = sorted(self.placements)
+        stripe = STRIPES[choice % 5] if choice == 5 or not known else known[choice % len(known)]
+        placement = self.placements.get(stripe, [])
+        present = number < len(placement)
+        old = placement[number] if present and stale is None else stale or DISKS[0]
+        assert self.apply(MoveShards((ShardMove(stripe, number, old, new),))) == 0
+        if present and placement[number] == old:
+            placement[number] = new
+        if placement:
+            self.seal(stripe)  # a replay brings facts that the state had before
 
     @rule()
     def drop_dead(self) -> None:
@@ -317,6 +344,8 @@ class VolumeMachine(RuleBasedStateMachine):
             assert not any(stripe in dict(n.data.values()) for n in self.nodes.values())
         assert self.apply(DropStripes(tuple(STRIPES))) == 0
         assert all(catalog.seal_of(stripe) is None for stripe in dead)
+        for stripe in dead:
+            del self.placements[stripe]
         assert catalog.dead_stripes(100) == []
 
     # --- extended attributes ------------------------------------------------------------------
@@ -361,6 +390,9 @@ class VolumeMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         volume = self.bench.volume
+        for stripe in STRIPES:
+            seal = volume.catalog.seal_of(stripe)
+            assert (None if seal is None else list(seal.placement)) == self.placements.get(stripe)
         for number, node in self.nodes.items():
             inode = volume.inode(InodeNumber(number))
             assert stat.S_IFMT(inode.mode) == node.kind

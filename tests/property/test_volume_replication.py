@@ -16,11 +16,20 @@ import pytest
 import trio
 
 from dwfs.errors import PosixError
-from dwfs.types import Extent, InodeNumber, LogSequence, StripeId, VolumeId
+from dwfs.types import (
+    DiskId,
+    Extent,
+    InodeNumber,
+    LogSequence,
+    ShardMove,
+    StripeId,
+    VolumeId,
+)
 from dwfs.volume import EmbeddedReplicator, StateStore, Volume, VolumeState, recover
 from dwfs.volume.commands import (
     Command,
     Create,
+    MoveShards,
     Purge,
     Rename,
     SetAttributes,
@@ -32,6 +41,7 @@ from dwfs.volume.machine import apply
 from dwfs.volume.records import Inode
 from dwfs.volume.store import KIND_DENTRY, KIND_INODE, KIND_NODE, KIND_ORPHAN
 from tests.unit.volume.fakes import (
+    PLACEMENT,
     STREAM,
     FakeCipher,
     FakeDataStore,
@@ -110,7 +120,9 @@ class World:
         time_ns = len(self.commands)
         choice = dice.random()
         number = self.volume.lookup(ROOT, name)
-        if number is None:
+        if dice.random() < 0.1:
+            await self.move_shard()
+        elif number is None:
             new = self.volume.allocate_inode()
             await self.propose(Create(ROOT, name, new, 0o100644, 0, 0, 0, b"", (), time_ns))
         elif choice < 0.6:
@@ -126,6 +138,16 @@ class World:
             await self.propose(SetAttributes(number, None, None, None, size, None, None, time_ns))
         else:
             await self.volume.purge(self.volume.orphans()[:1])
+
+    async def move_shard(self) -> None:
+        """As repair does, of some stripe; sometimes from where the shard isn't any more."""
+        seals = self.volume.catalog.seals(None, 100)
+        if seals:
+            seal = self.dice.choice(seals)
+            number = self.dice.randrange(len(seal.placement))
+            source = self.dice.choice(seal.placement)
+            target = DiskId(self.dice.randbytes(16))
+            await self.propose(MoveShards((ShardMove(seal.stripe, number, source, target),)))
 
     async def write(self, number: InodeNumber) -> None:
         dice = self.dice
@@ -228,6 +250,9 @@ def recover_image(world: World, image: Image, path: Path) -> None:
         apply(reference, command)
     assert dump(state) == dump(reference)
     assert recovery.applied >= image.acknowledged
+    placements = moved(world.commands[: recovery.applied])
+    for seal in state.stripes.seals(None, 10_000):
+        assert list(seal.placement) == placements.get(seal.stripe, list(PLACEMENT))
     read_everything(world, state, data)
     volume = Volume(state, replicator_after(state, data, recovery.inlined), data)
     trio.run(volume.destage)
@@ -243,6 +268,17 @@ def reach(record: bytes) -> int:
     """What a trim must pass before the log may forget the record."""
     batch = decode_batch(record)
     return batch.first_sequence + max(len(batch.commands) - 1, 0)
+
+
+def moved(commands: list[Command]) -> dict[StripeId, list[DiskId]]:
+    """Where the shards of all stripes are that were moved."""
+    placements: dict[StripeId, list[DiskId]] = {}
+    for command in commands:
+        for move in command.moves if isinstance(command, MoveShards) else ():
+            placement = placements.setdefault(move.stripe, list(PLACEMENT))
+            if placement[move.number] == move.source:
+                placement[move.number] = move.target
+    return placements
 
 
 def replicator_after(

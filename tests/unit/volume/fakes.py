@@ -13,6 +13,7 @@ import trio
 from dwfs.errors import AuthenticationError, DwfsError, PosixError
 from dwfs.types import (
     BackReference,
+    DiskId,
     Fragment,
     Geometry,
     LogSequence,
@@ -25,6 +26,7 @@ from dwfs.volume import EmbeddedReplicator, StateStore, Volume, VolumeState
 
 STREAM = VolumeId(b"v" * 16)
 GEOMETRY = Geometry(2, 1)
+PLACEMENT = tuple(DiskId(bytes([number]) * 16) for number in range(1, 4))
 
 
 class FakeCipher:
@@ -179,7 +181,7 @@ class FakeDataStore:
                     GEOMETRY,
                     len(self.durable[stripe]),
                     16384,
-                    (),
+                    PLACEMENT,
                     tuple(self._references.get(stripe, ())),
                 )
             )
