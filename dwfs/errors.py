@@ -125,6 +125,12 @@ class DiskFullError(MediumError):
     """The disk has no room (ENOSPC, EDQUOT); nothing else is wrong with it."""
 
 
+class DiskTimeoutError(MediumError):
+    """The disk did not answer in time. It may still be at it: memory that it was given to read or
+    write must not be used again.
+    """
+
+
 class ShardMissingError(MediumError):
     """The disk holds no such shard."""
 

@@ -90,6 +90,10 @@ ERASURE_TABLES_MAX: Final = 64  # decode tables kept per coder: one per recent e
 DISK_RESERVE_FRACTION: Final = 0.02  # kept free on each disk, so that deletes always work
 DISK_RESERVE_MIN: Final = 16 * MIB
 DISK_RESERVE_MAX: Final = 4 * GIB
+# The reserve also has the room that log and snapshots grow into: a log until its snapshot is due,
+# that snapshot, and what is logged while it is written. Small disks can't spare so much.
+DISK_LOG_ROOM: Final = 2 * LOG_SNAPSHOT_AFTER
+DISK_LOG_ROOM_FRACTION: Final = 1 / 16
 
 # --- administration -------------------------------------------------------------------------
 POOL_NAME_LENGTH_MAX: Final = 64  # becomes a file name and a mount source

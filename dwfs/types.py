@@ -130,3 +130,4 @@ class DiskSpace(msgspec.Struct, frozen=True):
     size_bytes: int
     available_bytes: int
     used_bytes: int  # by shards; log and snapshots, bounded in limits.py, come on top
+    reserve_bytes: int = 0  # what is left of the reserve; some of it may be used to make room

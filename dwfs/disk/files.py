@@ -1,31 +1,32 @@
-"""Open descriptors of one disk's segments: bounded, shared, and never closed under a worker.
+"""Open handles of one disk's segments: bounded, shared, and never closed under a worker.
 
-A descriptor that is closed while a worker reads from it may be reused for another file, and the worker
-would return that file's bytes. So every user holds a descriptor by `acquire`/`release` (or `hold`),
-and the least recently used ones are closed only when nobody does. All calls are made on the loop
-thread; only `os.open` of a segment not yet open goes to a worker.
+A handle that is closed while a worker reads from it may be reused for another file, and the worker
+would return that file's bytes, or write into it. So every user holds a segment by `acquire`/`release`
+or `hold`/`release`, and the least recently used ones are closed only when nobody does. A call that
+was given up uses its segment until it has really ended (`DiskAccess.run`, `afterwards`). All calls are made
+on the loop thread; only the opening of a segment not yet open goes to a worker.
 """
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dwfs import limits
-from dwfs.disk.executor import DiskExecutor
+from dwfs.disk.access import DiskAccess
 from dwfs.disk.segment import segment_path
 from dwfs.disk.transfer import open_segment
 
 
 class SegmentFile:
-    """An open segment. `users` counts those who rely on the descriptor."""
+    """An open segment. `users` counts those who rely on the handle."""
 
-    __slots__ = ("descriptor", "forgotten", "number", "users")
+    __slots__ = ("forgotten", "handle", "number", "users")
 
-    def __init__(self, number: int, descriptor: int) -> None:
+    def __init__(self, number: int, handle: int) -> None:
         self.number = number
-        self.descriptor = descriptor
+        self.handle = handle
         self.users = 0
         self.forgotten = False  # no longer in the table: closed by its last user
 
@@ -33,9 +34,10 @@ class SegmentFile:
 class SegmentFiles:
     """The table of open segments, most recently used last."""
 
-    def __init__(self, directory: Path, executor: DiskExecutor) -> None:
+    def __init__(self, directory: Path, access: DiskAccess) -> None:
         self._directory = directory
-        self._executor = executor
+        self._access = access
+        self._medium = access.medium
         self._open: OrderedDict[int, SegmentFile] = OrderedDict()
 
     def peek(self, number: int) -> SegmentFile | None:
@@ -46,32 +48,45 @@ class SegmentFiles:
         return file
 
     async def acquire(self, number: int) -> SegmentFile:
-        """Hold the segment open for reading; opens it if need be. Raises OSError."""
+        """Hold the segment open for reading; opens it if need be. Raises OSError, MediumError."""
         file = self.peek(number)
         if file is None:
             path = segment_path(self._directory, number)
-            descriptor = await self._executor.run(open_segment, path)
+            handle = await self._access.run_raw(
+                open_segment, self._medium, path, discard=self._medium.close, abandonable=True
+            )
             file = self.peek(number)
             if file is not None:  # another task opened it while we did
-                os.close(descriptor)
+                self._medium.close(handle)
             else:
-                file = self._insert(SegmentFile(number, descriptor))
+                file = self._insert(SegmentFile(number, handle))
         file.users += 1
         return file
 
-    def adopt(self, number: int, descriptor: int) -> SegmentFile:
-        """Enter a descriptor that was opened for writing; its caller holds it."""
+    def adopt(self, number: int, handle: int) -> SegmentFile:
+        """Enter a handle that was opened for writing; its caller holds it."""
         assert number not in self._open
-        file = SegmentFile(number, descriptor)
+        file = SegmentFile(number, handle)
         file.users = 1
         return self._insert(file)
 
+    def hold(self, files: Sequence[SegmentFile]) -> Callable[[], None]:
+        """Hold files open a second time; returns what releases them."""
+        for file in files:
+            file.users += 1
+
+        def release() -> None:
+            for file in files:
+                self.release(file)
+
+        return release
+
     def release(self, file: SegmentFile) -> None:
-        """Undo one `acquire`, `adopt` or `users += 1`."""
+        """Undo one `acquire` or `adopt`."""
         assert file.users > 0
         file.users -= 1
         if file.forgotten and not file.users:
-            os.close(file.descriptor)
+            self._close(file)
         elif not file.users:
             self._trim()
 
@@ -82,7 +97,7 @@ class SegmentFiles:
             self._drop(file)
 
     def close(self) -> None:
-        """Close all; descriptors in use are closed by their last user."""
+        """Close all; handles in use are closed by their last user."""
         while self._open:
             self._drop(self._open.popitem()[1])
 
@@ -104,4 +119,11 @@ class SegmentFiles:
     def _drop(self, file: SegmentFile) -> None:
         file.forgotten = True
         if not file.users:
-            os.close(file.descriptor)
+            self._close(file)
+
+    def _close(self, file: SegmentFile) -> None:
+        if self._access.retired:
+            # The disk is in trouble, and closing may wait for it: not on the loop.
+            self._access.executor.post(self._medium.close, file.handle)
+        else:
+            self._medium.close(file.handle)

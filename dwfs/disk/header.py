@@ -16,11 +16,10 @@ trailing checksum where they are, so that "newer" can always be told from "damag
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
-import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +27,7 @@ import msgspec
 
 from dwfs import limits
 from dwfs.codec import CHECKSUM_SIZE, checksum
+from dwfs.disk.medium import POSIX_MEDIUM, Medium
 from dwfs.errors import DwfsError, ForeignFormatError, FormatError, NewerFormatError
 from dwfs.types import DiskId, Geometry, PoolId, VolumeId
 
@@ -68,6 +68,7 @@ class PoolHeader(msgspec.Struct, frozen=True, array_like=True):
     created_ns: int  # nanoseconds since the Unix epoch
     coding: str = "zfec"  # the code that defines parity bytes
     format_version: int = FORMAT_VERSION
+    state_id: bytes = b""  # 16 random bytes: which state directory is up to date; b"": none yet
 
     def validate(self) -> None:
         """Raise FormatError unless the invariants hold."""
@@ -77,6 +78,7 @@ class PoolHeader(msgspec.Struct, frozen=True, array_like=True):
             and self.generation >= 1
             and len(set(ids)) == len(ids)
             and self.disk in ids
+            and len(self.state_id) in (0, 16)
             and 1 <= self.geometry.data <= limits.DATA_SHARDS_MAX
             and 0 <= self.geometry.parity <= limits.PARITY_SHARDS_MAX
         )
@@ -92,6 +94,11 @@ class StoredHeader(msgspec.Struct, frozen=True):
     authenticated: bytes  # the bytes that the MAC covers
     mac: bytes
     fallback: bool  # read from `dwfs-disk.previous`, because `dwfs-disk` was torn or missing
+
+
+# Made once, here: msgspec (0.22) builds what it needs of a type at the type's first use, and two
+# threads that do so at the same time crash the process.
+_HEADER_DECODER: Final = msgspec.msgpack.Decoder(PoolHeader)
 
 
 def encode_header(header: PoolHeader, header_key: bytes | bytearray | memoryview) -> bytes:
@@ -129,7 +136,7 @@ def decode_header(content: bytes, directory: Path, *, fallback: bool = False) ->
     if not whole or version != FORMAT_VERSION or len(content) != end + MAC_SIZE + CHECKSUM_SIZE:
         raise FormatError(f"{where} is damaged: restore it from another disk of the pool")
     try:
-        header = msgspec.msgpack.decode(content[_PREFIX.size : end], type=PoolHeader)
+        header = _HEADER_DECODER.decode(content[_PREFIX.size : end])
     except msgspec.MsgspecError as error:
         raise FormatError(f"{where} can't be understood ({error})") from error
     header.validate()
@@ -145,13 +152,14 @@ def verify_header(stored: StoredHeader, header_key: bytes | bytearray | memoryvi
         )
 
 
-def read_header(directory: Path) -> StoredHeader:
+def read_header(directory: Path, medium: Medium = POSIX_MEDIUM) -> StoredHeader:
     """The newest whole copy in `directory`; blocking.
 
     Raises FormatError if there is none or a newer dwfs made it, DwfsError if it can't be read.
     """
+    problem: DwfsError
     try:
-        return decode_header(_read(directory / HEADER_NAME), directory)
+        return decode_header(_read(medium, directory / HEADER_NAME), directory)
     except FileNotFoundError:
         problem = FormatError(
             f"{directory} is not a disk of a dwfs pool: it has no file {HEADER_NAME};"
@@ -161,10 +169,10 @@ def read_header(directory: Path) -> StoredHeader:
         raise
     except FormatError as error:
         problem = error
-    except OSError as error:
-        raise _unreadable(directory / HEADER_NAME, error) from error
+    except OSError as error:  # one bad sector must not cost a disk
+        problem = _unreadable(directory / HEADER_NAME, error)
     try:
-        return decode_header(_read(directory / PREVIOUS_NAME), directory, fallback=True)
+        return decode_header(_read(medium, directory / PREVIOUS_NAME), directory, fallback=True)
     except (FileNotFoundError, FormatError):
         raise problem from None
     except OSError as error:
@@ -172,57 +180,57 @@ def read_header(directory: Path) -> StoredHeader:
 
 
 def write_header(
-    directory: Path, header: PoolHeader, header_key: bytes | bytearray | memoryview
+    directory: Path,
+    header: PoolHeader,
+    header_key: bytes | bytearray | memoryview,
+    medium: Medium = POSIX_MEDIUM,
 ) -> None:
     """Replace the disk's header durably and atomically; blocking. Raises OSError, FormatError."""
     content = encode_header(header, header_key)
-    current = _whole_content(directory)
+    current = _whole_content(medium, directory)
     if current is not None:
-        _replace(directory, PREVIOUS_NAME, current)
-    _replace(directory, HEADER_NAME, content)
+        replace_file(medium, directory, PREVIOUS_NAME, current)
+    replace_file(medium, directory, HEADER_NAME, content)
 
 
-def sync_directory(directory: Path | str, fsync: Callable[[int], None] = os.fsync) -> None:
-    """Make a directory's entries durable; blocking. Raises OSError."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def replace_file(medium: Medium, directory: Path, name: str, content: bytes) -> None:
+    """Give `name` that content, whole and durable, or leave it as it is. Raises OSError."""
+    temporary = directory / (name + TEMPORARY_SUFFIX)
     try:
-        fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        handle = medium.create(temporary, replace=True)
+        try:
+            medium.write(handle, 0, [content])
+            medium.sync(handle)
+        finally:
+            medium.close(handle)
+    except BaseException:  # whatever it was, nothing half-written stays behind
+        with contextlib.suppress(OSError):
+            medium.remove(temporary)
+        raise
+    medium.rename(temporary, directory / name)
+    medium.sync_directory(directory)
 
 
 def _mac(content: bytes, key: bytes | bytearray | memoryview) -> bytes:
     return hashlib.blake2b(content, digest_size=MAC_SIZE, key=key, person=_MAC_PURPOSE).digest()
 
 
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(limits.POOL_HEADER_SIZE_MAX + CHECKSUM_SIZE + 1)
+def _read(medium: Medium, path: Path) -> bytes:
+    handle = medium.open(path)
+    try:
+        return medium.read(handle, 0, limits.POOL_HEADER_SIZE_MAX + CHECKSUM_SIZE + 1)
+    finally:
+        medium.close(handle)
 
 
-def _whole_content(directory: Path) -> bytes | None:
+def _whole_content(medium: Medium, directory: Path) -> bytes | None:
     """The bytes of `dwfs-disk` if it is whole: only such a copy may become the previous one."""
     try:
-        content = _read(directory / HEADER_NAME)
+        content = _read(medium, directory / HEADER_NAME)
         decode_header(content, directory)
-    except (FileNotFoundError, FormatError):
+    except (OSError, FormatError):  # not there, or not to be read any more
         return None
     return content
-
-
-def _replace(directory: Path, name: str, content: bytes) -> None:
-    temporary = directory / (name + TEMPORARY_SUFFIX)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:  # whatever it was, nothing half-written stays behind
-        temporary.unlink(missing_ok=True)
-        raise
-    temporary.replace(directory / name)
-    sync_directory(directory)
 
 
 def _unreadable(path: Path, error: OSError) -> DwfsError:

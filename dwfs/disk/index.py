@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, Protocol, TypeAlias
 
 import lmdb
@@ -91,6 +92,10 @@ class DiskIndex:
                 break
             found.append(key)
         return found
+
+    def page(self, after: ShardKey | None, limit: int) -> list[tuple[ShardKey, Location]]:
+        """Up to `limit` entries in order, strictly after `after`; fewer only at the end."""
+        return list(islice(self._items(after), limit))
 
     def everything(self) -> Iterator[tuple[ShardKey, Location]]:
         """Everything, in order. The index must not be changed meanwhile."""

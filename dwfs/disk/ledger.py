@@ -7,6 +7,8 @@ LMDB transaction, between two awaits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from dwfs.disk.index import DiskIndex, SegmentAccount
@@ -44,13 +46,21 @@ class SegmentLedger:
             self._change(old.segment, -old.size, -1)
         return old
 
-    def forget(self, key: ShardKey) -> Location | None:
-        """Drop `key`; returns where it was."""
-        old = self.index.get(key)
-        if old is not None:
+    def forget(self, keys: Iterable[ShardKey]) -> list[Location]:
+        """Drop keys; returns where they were. Unknown ones are ignored."""
+        found: list[Location] = []
+        changes: dict[int, tuple[int, int]] = {}  # by segment: one write of its account for all
+        for key in keys:
+            old = self.index.get(key)
+            if old is None:
+                continue
             self.index.delete(key)
-            self._change(old.segment, -old.size, -1)
-        return old
+            found.append(old)
+            size, records = changes.get(old.segment, (0, 0))
+            changes[old.segment] = (size + old.size, records + 1)
+        for segment, (size, records) in changes.items():
+            self._change(segment, -size, -records)
+        return found
 
     def scanned(self, segment: int, position: int, liveness_offset: int) -> None:
         """Note how far the segment's records are in the index, and its footer, if it has one."""
@@ -79,6 +89,25 @@ class SegmentLedger:
     def keys_in(self, segment: int) -> list[ShardKey]:
         """The live keys of one segment. Reads the whole index: for rare events only."""
         return [key for key, place in self.index.everything() if place.segment == segment]
+
+    def discrepancies(self) -> list[str]:
+        """Where accounts and index disagree, as sentences. Reads the whole index."""
+        sums: dict[int, tuple[int, int]] = {}
+        for _, place in self.index.everything():
+            size, records = sums.get(place.segment, (0, 0))
+            sums[place.segment] = (size + place.size, records + 1)
+        found = []
+        for segment in sorted(sums.keys() | self._accounts.keys()):
+            account = self.account(segment)
+            size, records = sums.get(segment, (0, 0))
+            if (account.live_bytes, account.live_records) != (size, records):
+                found.append(
+                    f"segment {segment}: its account says {account.live_records} shards of"
+                    f" {account.live_bytes} bytes, the index has {records} of {size}"
+                )
+        if self.index.accounts() != self._accounts:
+            found.append("the accounts of segments as stored are not those in memory")
+        return found
 
     def clear(self) -> None:
         """Forget everything: before a rebuild."""

@@ -8,10 +8,10 @@ forget the file first.
 from __future__ import annotations
 
 import enum
-import os
 from pathlib import Path
 
 from dwfs.disk.header import HEADER_NAME, read_header
+from dwfs.disk.medium import POSIX_MEDIUM, Medium
 from dwfs.errors import DwfsError, ForeignFormatError, NewerFormatError
 from dwfs.types import DiskId
 
@@ -26,12 +26,12 @@ class DiskCondition(enum.Enum):
     READ_ONLY = "read-only"
 
 
-def probe(directory: Path, disk: DiskId) -> DiskCondition:
+def probe(directory: Path, disk: DiskId, medium: Medium = POSIX_MEDIUM) -> DiskCondition:
     """Look at the disk in `directory`, which should be `disk`; blocking: run it in the executor."""
     try:
-        _forget_cached(directory / HEADER_NAME)
-        stored = read_header(directory)
-        read_only = bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+        _forget_cached(medium, directory / HEADER_NAME)
+        stored = read_header(directory, medium)
+        read_only = medium.space(directory).read_only
     except (FileNotFoundError, NotADirectoryError):
         return DiskCondition.MISSING
     except (ForeignFormatError, NewerFormatError):
@@ -43,9 +43,9 @@ def probe(directory: Path, disk: DiskId) -> DiskCondition:
     return DiskCondition.READ_ONLY if read_only else DiskCondition.OK
 
 
-def _forget_cached(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _forget_cached(medium: Medium, path: Path) -> None:
+    handle = medium.open(path)
     try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        medium.forget_cached(handle)
     finally:
-        os.close(descriptor)
+        medium.close(handle)

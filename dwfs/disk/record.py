@@ -114,3 +114,11 @@ def parse_header(content: bytes | memoryview, segment: int, offset: int) -> Reco
         location=Location(segment, offset, ordinal, opaque_length, payload_length),
         payload_checksum=digest,
     )
+
+
+def parse_anywhere(content: bytes | memoryview) -> Record | None:
+    """As `parse_header`, whatever place the header names: for telling how a place is damaged."""
+    if len(content) < HEADER_SIZE:
+        return None
+    fields = _FIXED.unpack_from(content)
+    return parse_header(content, fields[7], fields[8])

@@ -16,21 +16,22 @@ sync, since the winner may not be durable yet.
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import trio
 
-from dwfs.disk.executor import DiskExecutor
-from dwfs.disk.header import sync_directory
+from dwfs.disk.access import DiskAccess
+from dwfs.disk.faults import medium_error
 from dwfs.disk.ledger import SegmentLedger
+from dwfs.disk.medium import Medium
 from dwfs.disk.record import Location
 from dwfs.disk.scan import SegmentScan, scan_segment
 from dwfs.disk.segment import DIRECTORY_NAME, segment_numbers, segment_path
-from dwfs.types import DiskId, ShardKey
+from dwfs.types import ShardKey
 
 Progress = Callable[[int, int], None]  # (segments done, segments in all)
 
@@ -52,15 +53,15 @@ class Recovery(msgspec.Struct):
 
 async def recover(
     directory: Path,
-    disk: DiskId,
+    access: DiskAccess,
     ledger: SegmentLedger,
-    executor: DiskExecutor,
     *,
     trusted: bool,
     progress: Progress | None = None,
 ) -> Recovery:
-    """Make the ledger say what the segments hold. Raises OSError if they can't be listed."""
-    numbers = await executor.run(_prepare, directory)
+    """Make the ledger say what the segments hold. Raises MediumError if they can't be listed."""
+    disk, medium = access.disk, access.medium
+    numbers = await access.run("open", _prepare, medium, directory)
     if not trusted:
         ledger.clear()
     found = Recovery(next_number=max([0, *numbers, *ledger.numbers()]) + 1)
@@ -73,27 +74,32 @@ async def recover(
         )
     pending = [number for number in numbers if not ledger.account(number).liveness_offset]
     settled = set(numbers) - set(pending)
-    found.allocated_bytes = await executor.run(_allocated, directory, settled)
+    found.allocated_bytes = await access.run("open", _allocated, medium, directory, settled)
     for done, number in enumerate(pending):
         if progress is not None:
             progress(done, len(pending))
         start = ledger.account(number).scanned
         try:
-            scan = await executor.run(
-                scan_segment, segment_path(directory, number), disk, number, start
-            )
+            finished = False
+            while not finished:
+                path = segment_path(directory, number)
+                scan = await access.run_raw(scan_segment, medium, path, disk, number, start)
+                await _enter(scan, ledger, found)
+                start, finished = scan.scanned, scan.finished
         except OSError as error:
+            if error.errno == errno.ETIMEDOUT:  # it is the disk, not this segment
+                raise medium_error(disk, "open", error) from error
             _log.warning("disk %s: segment %d: %s", disk.hex()[:8], number, error.strerror)
             found.unreadable.append(number)
             continue
-        await _enter(scan, ledger, found)
     if progress is not None:
         progress(len(pending), len(pending))
     return found
 
 
 async def _enter(scan: SegmentScan, ledger: SegmentLedger, found: Recovery) -> None:
-    found.allocated_bytes += scan.allocated_bytes
+    if scan.finished:
+        found.allocated_bytes += scan.allocated_bytes
     found.torn += scan.torn
     if not scan.valid:
         if scan.allocated_bytes:
@@ -121,20 +127,17 @@ def _order(location: Location) -> tuple[int, int]:
     return location.segment, location.offset
 
 
-def _prepare(directory: Path) -> list[int]:
+def _prepare(medium: Medium, directory: Path) -> list[int]:
     """Make the segments' directory if the disk is new to us; list what there is."""
-    segments = directory / DIRECTORY_NAME
-    if not segments.is_dir():
-        segments.mkdir(mode=0o700)  # not `parents`: a missing disk must not come into being
-        sync_directory(directory)
-    return segment_numbers(directory)
+    medium.make_directory(directory / DIRECTORY_NAME)
+    return segment_numbers(medium, directory)
 
 
-def _allocated(directory: Path, numbers: set[int]) -> int:
-    blocks = 0
+def _allocated(medium: Medium, directory: Path, numbers: set[int]) -> int:
+    size = 0
     for number in numbers:
         try:
-            blocks += os.stat(segment_path(directory, number)).st_blocks
+            size += medium.allocated_bytes(segment_path(directory, number))
         except OSError:
             continue  # unlinked or unreadable: it counts for nothing here, reads will tell
-    return blocks * 512
+    return size

@@ -14,7 +14,6 @@ rot behind it is the scrub's business.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -23,6 +22,7 @@ import msgspec
 
 from dwfs import limits
 from dwfs.codec import checksum
+from dwfs.disk.medium import Medium
 from dwfs.disk.record import ALIGNMENT, HEADER_SIZE, MAGIC, Record, align, parse_header
 from dwfs.disk.segment import (
     DEAD,
@@ -35,6 +35,8 @@ from dwfs.disk.segment import (
 )
 from dwfs.types import DiskId
 
+# Read in one call: a slow disk needs well under the deadline (DISK_DEADLINE_SECONDS) for it.
+PIECE_BYTES: Final = 32 * limits.MIB
 _CHUNK: Final = limits.MIB
 _HEADER_MAX: Final = HEADER_SIZE + limits.SHARD_HEADER_SIZE_MAX
 
@@ -49,58 +51,71 @@ class SegmentScan(msgspec.Struct, frozen=True):
     liveness_offset: int  # 0: the segment has no footer
     torn: int  # records whose header is whole but whose payload is not
     allocated_bytes: int  # on the disk
+    finished: bool = True  # False: scan on from `scanned`
 
 
-def scan_segment(path: Path, disk: DiskId, number: int, start: int = 0) -> SegmentScan:
-    """Scan from position `start` (0: all); blocking. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def scan_segment(
+    medium: Medium, path: Path, disk: DiskId, number: int, start: int = 0
+) -> SegmentScan:
+    """Scan from position `start` (0: from the beginning); blocking. Raises OSError.
+
+    A segment without a footer is walked in pieces of about PIECE_BYTES.
+    """
+    handle = medium.open(path)
     try:
-        status = os.fstat(descriptor)
-        allocated = status.st_blocks * 512
-        if not prefix_matches(os.pread(descriptor, PREFIX_SIZE, 0), disk, number):
+        allocated = medium.allocated_bytes(path)
+        if not prefix_matches(medium.read(handle, 0, PREFIX_SIZE), disk, number):
             return SegmentScan(number, False, (), 0, 0, 0, allocated)
-        footer = read_footer(descriptor, number)
+        footer = read_footer(medium, handle, number)
         if footer is not None:
-            live = tuple(_live_entries(descriptor, footer))
+            live = tuple(_live_entries(medium, handle, footer))
             return SegmentScan(
                 number, True, live, footer.offset, footer.liveness_offset, 0, allocated
             )
         live_records = []
         torn = 0
         end = max(start, PREFIX_SIZE)
-        for record in walk_records(descriptor, number, end, status.st_size):
+        stop = end + PIECE_BYTES
+        finished = True
+        for record in walk_records(medium, handle, number, end, medium.size(handle)):
+            if record.location.offset >= stop:
+                finished = False
+                end = record.location.offset
+                break
             end = record.location.end
-            if _payload_is_whole(descriptor, record):
+            if _payload_is_whole(medium, handle, record):
                 live_records.append(FooterEntry(record.key, record.location))
             else:
                 torn += 1
-        return SegmentScan(number, True, tuple(live_records), align(end), 0, torn, allocated)
+        return SegmentScan(
+            number, True, tuple(live_records), align(end), 0, torn, allocated, finished
+        )
     finally:
-        os.close(descriptor)
+        medium.close(handle)
 
 
-def walk_records(descriptor: int, number: int, start: int, size: int) -> Iterator[Record]:
+def walk_records(
+    medium: Medium, handle: int, number: int, start: int, size: int
+) -> Iterator[Record]:
     """Valid headers from `start` on, in order; those that promise more than the file holds are left out."""
     position: int | None = align(start)
     while position is not None and position + HEADER_SIZE <= size:
-        record = parse_header(os.pread(descriptor, _HEADER_MAX, position), number, position)
+        record = parse_header(medium.read(handle, position, _HEADER_MAX), number, position)
         if record is not None and record.location.end <= size:
             yield record
             position = align(record.location.end)
         else:
-            position = _next_candidate(descriptor, position + ALIGNMENT)
+            position = _next_candidate(medium, handle, position + ALIGNMENT)
 
 
-def _next_candidate(descriptor: int, position: int) -> int | None:
+def _next_candidate(medium: Medium, handle: int, position: int) -> int | None:
     """The next aligned position at or after `position` where the record magic lies."""
     while True:
-        try:
-            # Behind the last data of the file, ENXIO: nothing follows but a hole.
-            position = max(position, os.lseek(descriptor, position, os.SEEK_DATA))
-        except OSError:
+        following = medium.next_data(handle, position)
+        if following is None:
             return None
-        position = align(position)
-        chunk = os.pread(descriptor, _CHUNK, position)
+        position = align(max(position, following))
+        chunk = medium.read(handle, position, _CHUNK)
         found = chunk.find(MAGIC)
         while found >= 0:
             if found % ALIGNMENT == 0:
@@ -111,19 +126,19 @@ def _next_candidate(descriptor: int, position: int) -> int | None:
         position += _CHUNK  # aligned, and the magic is shorter than the alignment: none is missed
 
 
-def _live_entries(descriptor: int, footer: Footer) -> Iterator[FooterEntry]:
+def _live_entries(medium: Medium, handle: int, footer: Footer) -> Iterator[FooterEntry]:
     for entry, state in zip(footer.entries, footer.liveness, strict=True):
         if state == DEAD:
             continue
         if state != LIVE:
             place = entry.location
-            content = os.pread(descriptor, _HEADER_MAX, place.offset)
+            content = medium.read(handle, place.offset, _HEADER_MAX)
             if parse_header(content, place.segment, place.offset) is None:
                 continue
         yield entry
 
 
-def _payload_is_whole(descriptor: int, record: Record) -> bool:
+def _payload_is_whole(medium: Medium, handle: int, record: Record) -> bool:
     place = record.location
-    payload = os.pread(descriptor, place.payload_length, place.payload_offset)
+    payload = medium.read(handle, place.payload_offset, place.payload_length)
     return len(payload) == place.payload_length and checksum(payload) == record.payload_checksum

@@ -13,7 +13,6 @@ Layout: docs/formats.md, "Segment file" and "Footer".
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Final
 import msgspec
 
 from dwfs.codec import CHECKSUM_SIZE, checksum
+from dwfs.disk.medium import Medium
 from dwfs.disk.record import Location
 from dwfs.types import DiskId, ShardKey, StripeId
 
@@ -30,6 +30,10 @@ SUFFIX: Final = ".seg"
 PREFIX_SIZE: Final = 64
 LIVE: Final = 0x00
 DEAD: Final = 0xD1
+
+# The shard that a blank line of a footer names: of a dead record, in a footer that was made again. Its
+# offset is 0, where no record can lie.
+BLANK_KEY: Final = ShardKey(StripeId(bytes(16)), 255)
 
 _MAGIC: Final = b"dwfsseg\0"
 _VERSION: Final = 1
@@ -66,10 +70,10 @@ def segment_path(directory: Path, number: int) -> Path:
     return directory / DIRECTORY_NAME / f"{number:010d}{SUFFIX}"
 
 
-def segment_numbers(directory: Path) -> list[int]:
+def segment_numbers(medium: Medium, directory: Path) -> list[int]:
     """Numbers of the segments that exist, ascending; blocking. Raises OSError."""
     numbers = []
-    for name in os.listdir(directory / DIRECTORY_NAME):
+    for name in medium.names(directory / DIRECTORY_NAME):
         stem, dot, rest = name.partition(SUFFIX)
         if dot and not rest and stem.isdigit():
             numbers.append(int(stem))
@@ -115,13 +119,20 @@ def liveness_offset(offset: int, count: int) -> int:
     return offset + _FOOTER_HEAD.size + count * _ENTRY.size + CHECKSUM_SIZE
 
 
-def read_footer(descriptor: int, number: int) -> Footer | None:
+def record_count(offset: int, liveness: int) -> int | None:
+    """How many records a footer at `offset` has whose liveness bytes lie at `liveness`."""
+    table = liveness - offset - _FOOTER_HEAD.size - CHECKSUM_SIZE
+    count, rest = divmod(table, _ENTRY.size)
+    return count if count >= 0 and not rest else None
+
+
+def read_footer(medium: Medium, handle: int, number: int) -> Footer | None:
     """The footer of an open segment file, or None if it has none that is whole; blocking."""
-    size = os.fstat(descriptor).st_size
+    size = medium.size(handle)
     trailer_offset = size - TRAILER_SIZE
     if trailer_offset < PREFIX_SIZE:
         return None
-    trailer = os.pread(descriptor, TRAILER_SIZE, trailer_offset)
+    trailer = medium.read(handle, trailer_offset, TRAILER_SIZE)
     if checksum(trailer[: _TRAILER.size]) != trailer[_TRAILER.size :]:
         return None
     magic, version, offset, count = _TRAILER.unpack_from(trailer)
@@ -132,7 +143,7 @@ def read_footer(descriptor: int, number: int) -> Footer | None:
         or offset + table_size + count != trailer_offset
     ):
         return None
-    content = os.pread(descriptor, table_size + count, offset)
+    content = medium.read(handle, offset, table_size + count)
     table = content[: table_size - CHECKSUM_SIZE]
     if len(content) != table_size + count:
         return None

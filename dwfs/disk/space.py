@@ -8,14 +8,17 @@ pool says that it is full.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from dwfs import limits
+from dwfs.disk.medium import POSIX_MEDIUM, Medium, MediumSpace
+
+PlaceT = TypeVar("PlaceT", bound=Hashable)
 
 
 class FreeSpace(msgspec.Struct, frozen=True):
@@ -23,30 +26,48 @@ class FreeSpace(msgspec.Struct, frozen=True):
 
     size_bytes: int
     available_bytes: int  # after the reserve, divided among the directories on the filesystem
+    reserve_bytes: int = 0  # the directory's part of the reserve
+    short_bytes: int = 0  # of it, what is in use
+
+    def after(self, grown_bytes: int) -> tuple[int, int]:
+        """(available, left of the reserve) when shards have grown by so much since.
+
+        What is given back fills the reserve first: else a full pool would live it up, round by round.
+        """
+        room = max(0, self.available_bytes + self.reserve_bytes - self.short_bytes - grown_bytes)
+        left = min(room, self.reserve_bytes)
+        return room - left, left
 
 
 def reserve_bytes(size_bytes: int) -> int:
-    """What is kept free on a filesystem of that size."""
+    """What is kept free on a filesystem of that size: for deletes, the log and its snapshots."""
     share = int(size_bytes * limits.DISK_RESERVE_FRACTION)
-    return min(max(share, limits.DISK_RESERVE_MIN), limits.DISK_RESERVE_MAX)
+    log_room = min(int(size_bytes * limits.DISK_LOG_ROOM_FRACTION), limits.DISK_LOG_ROOM)
+    return min(max(share, log_room, limits.DISK_RESERVE_MIN), limits.DISK_RESERVE_MAX)
 
 
-def free_space(directories: Sequence[Path]) -> dict[Path, FreeSpace]:
+def free_space(directories: Sequence[Path], medium: Medium = POSIX_MEDIUM) -> dict[Path, FreeSpace]:
     """Space of each directory that can be asked; blocking. One that fails is left out."""
-    filesystems: dict[Path, tuple[int, os.statvfs_result]] = {}
+    filesystems: dict[Path, MediumSpace] = {}
     for directory in directories:
         try:
-            filesystems[directory] = (os.stat(directory).st_dev, os.statvfs(directory))
+            filesystems[directory] = medium.space(directory)
         except OSError:
             continue  # the probe, not the space count, tells what is wrong with it
-    sharers = Counter(device for device, _ in filesystems.values())
-    return {
-        directory: _part(status, sharers[device])
-        for directory, (device, status) in filesystems.items()
-    }
+    return share_space(filesystems)
 
 
-def _part(status: os.statvfs_result, sharers: int) -> FreeSpace:
-    size = status.f_blocks * status.f_frsize
-    available = max(0, status.f_bavail * status.f_frsize - reserve_bytes(size))
-    return FreeSpace(size_bytes=size // sharers, available_bytes=available // sharers)
+def share_space(filesystems: Mapping[PlaceT, MediumSpace]) -> dict[PlaceT, FreeSpace]:
+    """Divide each filesystem among the places that lie on it."""
+    sharers = Counter(space.device for space in filesystems.values())
+    return {place: _part(space, sharers[space.device]) for place, space in filesystems.items()}
+
+
+def _part(space: MediumSpace, sharers: int) -> FreeSpace:
+    reserve = reserve_bytes(space.size_bytes)
+    return FreeSpace(
+        size_bytes=space.size_bytes // sharers,
+        available_bytes=max(0, space.available_bytes - reserve) // sharers,
+        reserve_bytes=reserve // sharers,
+        short_bytes=max(0, reserve - space.available_bytes) // sharers,
+    )

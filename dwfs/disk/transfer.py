@@ -6,24 +6,19 @@ Nothing here touches the store's state; arguments and results are all that passe
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from dwfs import limits
 from dwfs.codec import checksum
-from dwfs.disk.header import sync_directory
+from dwfs.disk.access import Fence
+from dwfs.disk.medium import Medium
 from dwfs.disk.reclaim import erase
 from dwfs.disk.record import HEADER_SIZE, Location, pack_header, parse_header
 from dwfs.disk.segment import pack_prefix
 from dwfs.types import DiskId, ShardKey
-
-LATE_FORGIVEN: Final = 3
-LATE_MAX: Final = 8  # 256 reads of a slow disk between two trials: a fraction of a ms in seconds
 
 
 class SyncWork(msgspec.Struct, frozen=True):
@@ -31,7 +26,7 @@ class SyncWork(msgspec.Struct, frozen=True):
 
     number: int
     path: Path
-    descriptor: int | None  # None: not held open; only deletes touched it
+    handle: int | None  # None: not held open; only deletes touched it
     footer: bytes
     footer_offset: int
 
@@ -43,186 +38,133 @@ class SyncOutcome(msgspec.Struct, frozen=True):
     directory: OSError | None
 
 
-def open_segment(path: Path) -> int:
-    """A descriptor for reading. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    read_as_asked(descriptor)
-    return descriptor
+def open_segment(medium: Medium, path: Path) -> int:
+    """A handle for reading. Raises OSError.
 
-
-def read_as_asked(descriptor: int) -> None:
-    """Have the kernel read what it is asked for, and no more, from the segment.
-
-    Its own read-ahead would fetch the parity shards that lie between those of a sequential reader.
+    The kernel's own read-ahead would fetch the parity shards that lie between those of a
+    sequential reader, so it is told to read what is asked for.
     """
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    handle = medium.open(path)
+    medium.expect_random_reads(handle)
+    return handle
 
 
-def create_segment(path: Path, disk: DiskId, number: int) -> int:
-    """A new segment file's descriptor, open for reading and writing. Raises OSError."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
+def create_segment(medium: Medium, path: Path, disk: DiskId, number: int) -> int:
+    """A new segment file's handle, open for reading and writing. Raises OSError."""
+    handle = medium.create(path)
     try:
-        _write_all(descriptor, [memoryview(pack_prefix(disk, number))], 0)
+        medium.write(handle, 0, [pack_prefix(disk, number)])
+        medium.expect_random_reads(handle)
     except BaseException:  # whatever it was, nobody else closes and removes the file
-        os.close(descriptor)
-        path.unlink(missing_ok=True)
+        medium.close(handle)
+        with contextlib.suppress(OSError):
+            medium.remove(path)
         raise
-    read_as_asked(descriptor)
-    return descriptor
+    return handle
 
 
 def write_record(
-    descriptor: int, key: ShardKey, location: Location, opaque: bytes, payload: memoryview
+    medium: Medium,
+    handle: int,
+    key: ShardKey,
+    location: Location,
+    opaque: bytes,
+    payload: memoryview,
 ) -> None:
     """Write a record to its place. Raises OSError, with nothing valid left there if possible."""
     header = pack_header(key, location, opaque, payload)
     try:
-        _write_all(descriptor, [memoryview(header), payload], location.offset)
+        medium.write(handle, location.offset, [header, payload])
     except OSError:
         # A part may have been written. A scan would find it torn anyway; erasing returns its space.
         with contextlib.suppress(OSError):
-            erase(descriptor, location.offset, location.end)
+            erase(medium, handle, location.offset, location.end)
         raise
 
 
-def read_range(descriptor: int, offset: int, length: int) -> bytes:
-    """Up to `length` bytes; shorter only at the end of the file. Raises OSError."""
-    content = os.pread(descriptor, length, offset)
-    if len(content) == length or not content:
-        return content
-    pieces = [content]
-    missing = length - len(content)
-    while missing and (piece := os.pread(descriptor, missing, offset + length - missing)):
-        pieces.append(piece)
-        missing -= len(piece)
-    return b"".join(pieces)
-
-
-def read_range_cached(descriptor: int, offset: int, length: int) -> bytes | None:
-    """`length` bytes if the page cache has all of them, else None; never blocks."""
-    buffer = bytearray(length)
-    try:
-        count = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
-    except OSError:
-        return None  # EAGAIN: not cached. Others show again in the read that follows.
-    return bytes(buffer) if count == length else None
-
-
-def read_range_arriving(
-    descriptor: int, offset: int, length: int, patience_seconds: float
-) -> bytes | None:
-    """As `read_range_cached`, which has just failed; looks again and again for so long.
-
-    A read that may not wait has the kernel begin to fetch what it misses (since Linux 5.10), and a
-    flash disk delivers that sooner than a thread can be woken and answer.
-    """
-    buffer = bytearray(length)
-    buffers = [buffer]
-    give_up = time.perf_counter() + patience_seconds
-    while time.perf_counter() < give_up:
-        try:
-            if os.preadv(descriptor, buffers, offset, os.RWF_NOWAIT) == length:
-                return bytes(buffer)
-        except BlockingIOError:
-            continue
-        except OSError:
-            return None
-    return None
-
-
-class Patience:
-    """Whether `read_range_arriving` pays on this disk: it does on flash, not if a head moves.
-
-    A read that came too late now and then is forgiven. After several in a row ever more reads are
-    not given the chance, until the trials cost nothing; one success ends that.
-    """
-
-    __slots__ = ("_late", "_skipped")
-
-    def __init__(self) -> None:
-        self._late = 0  # reads in a row that did not arrive
-        self._skipped = 0
-
-    def worthwhile(self) -> bool:
-        """Whether to be patient with the next read."""
-        if self._late >= LATE_FORGIVEN and self._skipped < 1 << self._late:
-            self._skipped += 1
-            return False
-        return True
-
-    def learn(self, *, arrived: bool) -> None:
-        """What came of being patient."""
-        self._skipped = 0
-        self._late = 0 if arrived else min(self._late + 1, LATE_MAX)
-
-
-def read_record(descriptor: int, key: ShardKey, location: Location) -> tuple[bytes, bytes] | str:
+def read_record(
+    medium: Medium, handle: int, key: ShardKey, location: Location
+) -> tuple[bytes, bytes] | str:
     """(opaque header, payload), fully checked, or what is wrong with them. Raises OSError."""
     header_size = HEADER_SIZE + location.header_length
-    header = read_range(descriptor, location.offset, header_size)
+    header = medium.read(handle, location.offset, header_size)
     record = parse_header(header, location.segment, location.offset)
     if record is None:
         return "the record's header is damaged"
     if record.key != key or record.location != location:
         return "another record lies in its place"
-    payload = read_range(descriptor, location.payload_offset, location.payload_length)
+    payload = medium.read(handle, location.payload_offset, location.payload_length)
     if len(payload) != location.payload_length or checksum(payload) != record.payload_checksum:
         return "the payload's checksum is wrong"
     return header[HEADER_SIZE:], payload
 
 
+def read_record_back(
+    medium: Medium, handle: int, key: ShardKey, location: Location
+) -> tuple[bytes, bytes] | str:
+    """As `read_record`, from the disk and not from memory: for a check of what was written."""
+    medium.forget_cached(handle, location.offset, location.size)
+    return read_record(medium, handle, key, location)
+
+
+def overwrite(medium: Medium, path: Path, pieces: Sequence[tuple[int, bytes]]) -> None:
+    """Write into a segment that is closed, and sync it. Raises OSError."""
+    handle = medium.open(path, write=True)
+    try:
+        for offset, content in pieces:
+            medium.write(handle, offset, [content])
+        medium.sync(handle)
+    finally:
+        medium.close(handle)
+
+
 def sync_segments(
-    work: Sequence[SyncWork], unlink: Sequence[Path], directory: Path | None
+    medium: Medium,
+    fence: Fence,
+    work: Sequence[SyncWork],
+    unlink: Sequence[Path],
+    directory: Path | None,
 ) -> SyncOutcome:
     """Write footers, fdatasync every segment, unlink, then sync the directory if given.
 
-    Raises nothing: the outcome tells. An unlink that fails leaves an empty segment behind, which the
+    Raises nothing: the outcome tells, unless the store was retired and nobody hears it. An unlink that fails leaves an empty segment behind, which the
     next recovery finds and unlinks.
     """
     failed: dict[int, OSError] = {}
     for item in work:
+        if fence.down:
+            return SyncOutcome(failed, None)
         try:
-            _sync_segment(item)
+            _sync_segment(medium, item)
         except OSError as error:
             failed[item.number] = error
-    for path in unlink:
+    for path in unlink if not fence.down else ():
         with contextlib.suppress(OSError):
-            path.unlink()
+            medium.remove(path)
     try:
         if directory is not None:
-            sync_directory(directory)
+            medium.sync_directory(directory)
     except OSError as error:
         return SyncOutcome(failed, error)
     return SyncOutcome(failed, None)
 
 
-def _sync_segment(item: SyncWork) -> None:
-    if item.descriptor is not None:
+def _sync_segment(medium: Medium, item: SyncWork) -> None:
+    if item.handle is not None:
         if item.footer:
-            _write_all(item.descriptor, [memoryview(item.footer)], item.footer_offset)
-        os.fdatasync(item.descriptor)
+            medium.write(item.handle, item.footer_offset, [item.footer])
+        medium.sync(item.handle)
         return
     try:
-        descriptor = os.open(item.path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = medium.open(item.path)
     except FileNotFoundError:
-        if item.path.parent.is_dir():
+        if medium.is_directory(item.path.parent):
             return  # unlinked since: nothing is left to be made durable
         raise
     try:
-        os.fdatasync(descriptor)
+        medium.sync(handle)
     finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, parts: list[memoryview], offset: int) -> None:
-    while parts:
-        written = os.pwritev(descriptor, parts, offset)
-        offset += written
-        while parts and written >= parts[0].nbytes:
-            written -= parts.pop(0).nbytes
-        if parts:
-            parts[0] = parts[0][written:]
+        medium.close(handle)
 
 
 assert limits.SHARD_HEADER_SIZE_MAX < 2**16, "the record keeps the opaque length in 16 bits"

@@ -59,6 +59,16 @@ class Harness:
         self.executor = DiskExecutor("test")
         self.index = DiskIndex(self.source.environment, self.source, DISK)
 
+    @classmethod
+    def again(cls, other: Harness) -> Harness:
+        """A second executor and index over the same directories and the same transaction."""
+        harness = cls.__new__(cls)
+        harness.directory, harness.state = other.directory, other.state
+        harness.source = other.source
+        harness.executor = DiskExecutor("again")
+        harness.index = DiskIndex(other.source.environment, other.source, DISK)
+        return harness
+
     async def open(self, *, trusted: bool = True) -> SegmentStore:
         store = await SegmentStore.open(
             self.directory, DISK, self.index, self.executor, trusted=trusted

@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from dwfs.errors import ShardMissingError
-from dwfs.ports import ShardStore
+from dwfs.ports import ScrubFinding, ShardFault, ShardStore
+from dwfs.types import DiskPosition
 from tests.contract.memory_shard_store import MemoryShardStore
 from tests.contract.store_harness import DISK, running_store, shard_key
 
@@ -118,3 +119,53 @@ async def test_many_at_once(kind: str, tmp_path: Path) -> None:
             for number in range(12):
                 nursery.start_soon(worker, number)
         assert len(store.keys(None, 1_000)) == 12 * 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_was_synced_can_be_read_back(kind: str, tmp_path: Path) -> None:
+    async with store_of(kind, tmp_path) as store:
+        key = shard_key(4, 1)
+        await store.put(key, b"header", memoryview(b"payload" * 900))
+        await store.sync()
+        assert await store.read_back(key) == (b"header", b"payload" * 900)
+        with pytest.raises(ShardMissingError):
+            await store.read_back(shard_key(5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size_bytes", [1, 20_000, 1 << 30])
+async def test_a_scrub_goes_once_through_all_in_pieces(
+    kind: str, size_bytes: int, tmp_path: Path
+) -> None:
+    async with store_of(kind, tmp_path) as store:
+        assert (await store.scrub(DiskPosition(0, 0), size_bytes)).findings == ()
+        for number in range(12):
+            await store.put(shard_key(number), b"h", memoryview(os.urandom(5_000)))
+        await store.delete([shard_key(number) for number in (3, 7)])
+        await store.put(shard_key(1), b"h", memoryview(b"again"))
+        await store.sync()
+        position: DiskPosition | None = DiskPosition(0, 0)
+        records = read_bytes = 0
+        while position is not None:
+            piece = await store.scrub(position, size_bytes)
+            assert piece.findings == ()
+            assert piece.following is None or piece.following > position
+            records += piece.records
+            read_bytes += piece.size_bytes
+            position = piece.following
+        assert records == 10
+        assert read_bytes >= 9 * 5_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_findings_that_are_gone_or_live_by_now_are_ignored(kind: str, tmp_path: Path) -> None:
+    async with store_of(kind, tmp_path) as store:
+        key = shard_key(1)
+        await store.put(key, b"h", memoryview(b"payload"))
+        await store.sync()
+        for fault in (ShardFault.STRAY, ShardFault.DUPLICATE):
+            for position in (DiskPosition(1, 64), DiskPosition(77, 0)):
+                finding = ScrubFinding(fault, key, position, "made up")
+                await store.adopt(finding)
+                await store.erase(finding)
+        assert await store.read_verified(key) == (b"h", b"payload")

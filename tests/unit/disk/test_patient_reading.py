@@ -11,8 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from dwfs.disk import store as store_module
-from dwfs.disk.transfer import Patience, read_range_arriving
+from dwfs.disk import reading as store_module
+from dwfs.disk.medium import POSIX_MEDIUM, PosixMedium
+from dwfs.disk.patience import Patience
 from tests.contract.store_harness import running_store, shard_key
 
 PAYLOAD = os.urandom(16_400)
@@ -53,9 +54,9 @@ def test_what_never_arrives_costs_no_more_than_the_patience(tmp_path: Path) -> N
     path.write_bytes(PAYLOAD)
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        assert read_range_arriving(descriptor, 100, 1000, 1.0) == PAYLOAD[100:1100]
+        assert POSIX_MEDIUM.read_cached(descriptor, 100, 1000, 1.0) == PAYLOAD[100:1100]
         began = time.perf_counter()
-        assert read_range_arriving(descriptor, 0, 2 * len(PAYLOAD), 0.01) is None
+        assert POSIX_MEDIUM.read_cached(descriptor, 0, 2 * len(PAYLOAD), 0.01) is None
         assert 0.01 <= time.perf_counter() - began < 1.0
     finally:
         os.close(descriptor)
@@ -75,14 +76,16 @@ async def test_cold_bytes_arrive_without_a_worker(
 async def test_a_disk_with_a_call_under_way_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(*_: object) -> None:
-        raise AssertionError("it might hang")
+    def never(
+        _: PosixMedium, handle: int, offset: int, length: int, patience_seconds: float = 0.0
+    ) -> None:
+        assert not patience_seconds, "it might hang"
 
     async with running_store(tmp_path) as (store, harness):
         await store.put(shard_key(1), b"", memoryview(PAYLOAD))
         for path in harness.segments():
             forget_pages(path)
-        monkeypatch.setattr(store_module, "read_range_arriving", never)
+        monkeypatch.setattr(PosixMedium, "read_cached", never)
         go_on = threading.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(harness.executor.run, lambda: go_on.wait())  # noqa: PLW0108  # for mypy

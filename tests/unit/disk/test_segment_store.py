@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from dwfs import limits
-from dwfs.disk import recovery
+from dwfs.disk import POSIX_MEDIUM, Medium, recovery, scan
 from dwfs.disk.record import HEADER_SIZE
 from dwfs.disk.scan import SegmentScan, scan_segment
 from dwfs.disk.segment import read_footer
@@ -41,7 +41,7 @@ async def test_full_segments_are_closed_with_a_footer(tmp_path: Path, small_segm
         closed = []
         for path in harness.segments():
             descriptor = os.open(path, os.O_RDONLY)
-            closed.append(read_footer(descriptor, int(path.stem)))
+            closed.append(read_footer(POSIX_MEDIUM, descriptor, int(path.stem)))
             os.close(descriptor)
         assert [len(footer.entries) if footer else None for footer in closed] == [4, 4, None]
 
@@ -67,6 +67,32 @@ async def test_the_index_is_rebuilt_from_footers_and_walks(
     assert steps[-1][0] == steps[-1][1] > 0
 
 
+async def test_a_segment_without_a_footer_is_walked_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_store(tmp_path, crash=True) as (store, _):
+        for number in range(30):
+            await store.put(shard_key(number), b"", memoryview(content(number)))
+        await store.delete([shard_key(number) for number in range(5, 12)])
+        used = store.used_bytes
+    pieces = []
+
+    def spy(medium: Medium, path: Path, disk: DiskId, number: int, start: int) -> SegmentScan:
+        found = scan_segment(medium, path, disk, number, start)
+        pieces.append((start, found.finished))
+        return found
+
+    monkeypatch.setattr(recovery, "scan_segment", spy)
+    monkeypatch.setattr(scan, "PIECE_BYTES", 40_000)
+    async with running_store(tmp_path, trusted=False) as (store, _):
+        assert store.keys(None, 99) == [shard_key(n) for n in range(30) if not 5 <= n < 12]
+        assert store.check_accounts() == []
+        assert abs(store.used_bytes - used) < 32_768
+    assert len(pieces) >= 5
+    assert [finished for _, finished in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert sorted(pieces) == pieces
+
+
 async def test_after_a_process_crash_only_the_tail_is_scanned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,9 +102,9 @@ async def test_after_a_process_crash_only_the_tail_is_scanned(
         await store.put(shard_key(2), b"", memoryview(content(2)))
     starts = []
 
-    def spy(path: Path, disk: DiskId, number: int, start: int) -> SegmentScan:
+    def spy(medium: Medium, path: Path, disk: DiskId, number: int, start: int) -> SegmentScan:
         starts.append(start)
-        return scan_segment(path, disk, number, start)
+        return scan_segment(medium, path, disk, number, start)
 
     monkeypatch.setattr(recovery, "scan_segment", spy)
     async with running_store(tmp_path) as (store, _):
@@ -150,7 +176,7 @@ async def test_a_damaged_footer_means_a_walk_and_a_damaged_liveness_byte_a_look(
     [path] = harness.segments()
     intact = path.read_bytes()
     descriptor = os.open(path, os.O_RDONLY)
-    footer = read_footer(descriptor, 1)
+    footer = read_footer(POSIX_MEDIUM, descriptor, 1)
     os.close(descriptor)
     assert footer is not None
     rots = [

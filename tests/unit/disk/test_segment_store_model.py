@@ -75,7 +75,7 @@ async def play(root: Path, steps: list[tuple[str, int, int]]) -> None:
                 await store.close()
             else:
                 store._files.close()  # what exit does
-                for active in store._active.values():
+                for active in store._writer._segments.active.values():
                     store._files.release(active.file)
             harness.executor.close()
             harness.source.close(commit=step == "stop")
