@@ -33,10 +33,10 @@ class CurrentFile:
 
     def __init__(self, header: fmt.FileHeader, begun: Begun, size_max: int) -> None:
         self.header = header
-        self.preallocation = Preallocation(list(begun.paths.values()), begun.header_size, size_max)
+        self.preallocation = Preallocation(begun.paths, begun.header_size, size_max)
         self.handles = begun.handles  # members that hold everything so far
-        # Disks that failed last of all: they still hold what was acknowledged, and are the only
-        # ones that a later `heal` can copy it from.
+        # Disks that were given up last of all: they still hold what was acknowledged, and are the
+        # only ones that a later `heal` can copy it from.
         self.last_holders: frozenset[DiskId] = frozenset()
         self.size = begun.header_size
         self.reach: dict[VolumeId, int] = {}
@@ -100,25 +100,35 @@ class ClosedFile:
 
     def __init__(
         self,
-        sequence: int,
+        header: fmt.FileHeader,
         size: int,
         reach: dict[VolumeId, int],
         whole: frozenset[DiskId],
         damaged: frozenset[DiskId],
         broken: bool,
     ) -> None:
-        self.sequence = sequence
+        self.sequence = header.sequence
+        self.file_id = header.file_id
         self.size = size
         self.reach = reach
         self.whole = whole  # disks with a complete copy
         self.damaged = damaged  # disks whose copy lacks something
         self.broken = broken  # records in the middle are lost on all copies; left as it is
 
+    @property
+    def holders(self) -> frozenset[DiskId]:
+        """Disks with a copy, complete or not."""
+        return self.whole | self.damaged
+
     @classmethod
     def retired(cls, file: CurrentFile) -> ClosedFile:
-        """The current file, closed."""
+        """The current file, closed.
+
+        Copies that were dropped on the way count for nothing: after a sync that failed, reading may
+        show what is not on the disk. A new copy replaces them.
+        """
         whole = frozenset(file.handles) or file.last_holders
-        return cls(file.header.sequence, file.size, file.reach, whole, frozenset(), False)
+        return cls(file.header, file.size, file.reach, whole, frozenset(), False)
 
     @classmethod
     def surveyed(cls, file: SurveyedFile) -> ClosedFile:
@@ -127,7 +137,7 @@ class ClosedFile:
         for stream, sequence in (file.facts.beyond or {}).items():
             reach[stream] = max(reach.get(stream, 0), sequence)
         return cls(
-            file.sequence,
+            file.facts.header,
             file.end,
             reach,
             frozenset(file.copies) - file.damaged,

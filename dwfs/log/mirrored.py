@@ -1,11 +1,11 @@
 """The node's write-ahead log: many streams in one file sequence, each file on several disks.
 
 Intuition: a record is durable when it is written and synced on every member of the current set.
-A member that fails is dropped, and the record is written again in a new file on a new set; only
-when no disk at all takes it does `append` fail. A file is never written to after a restart: every
-`open` starts a file of a new incarnation, which declares where each stream goes on (see
-`lineage`). Before that declaration, what recovery read is mended to full copies, so that nothing
-that was replayed can be lost again with the one disk that held it.
+A member that fails, or hangs for longer than the deadline, is dropped, and the record is written again
+in a new file on a new set; only when no disk at all takes it does `append` fail. A file is never
+written to after a restart: every `open` starts a file of a new incarnation, which declares where each
+stream goes on (see `lineage`). Before that declaration, what recovery read is mended to full copies,
+so that nothing that was replayed can be lost again with the one disk that held it.
 
 Ownership: `append` has one caller at a time by design; a lock guards it and file changes.
 `heal`, `trim` and closing of files exclude one another through a second lock, taken first.
@@ -15,33 +15,36 @@ Sections between awaits change the in-memory state only after the disks have ans
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import trio
 
 from dwfs import limits
-from dwfs.errors import PosixError
-from dwfs.log import copies as disk_copies
+from dwfs.disk.medium import Medium
+from dwfs.errors import NotEnoughDisksError, PosixError
 from dwfs.log import format as fmt
 from dwfs.log.files import ClosedFile, CurrentFile, Framed
 from dwfs.log.healing import Healer, HealReport
-from dwfs.log.medium import Medium
-from dwfs.log.ports import (
-    Executor,
-    LogDisk,
-    RecordCipher,
-)
-from dwfs.log.preallocation import RECORD_SIZE_MAX as PREALLOCATING_RECORD_SIZE_MAX
-from dwfs.log.preallocation import SPACE_SHARE
+from dwfs.log.lanes import HungError, Lanes
+from dwfs.log.ports import LogDisk, RecordCipher
 from dwfs.log.recovery import LogInventory, survey
-from dwfs.log.selection import SyncEstimator, choose_members
+from dwfs.log.selection import choose_members
 from dwfs.log.settings import LogSettings
+from dwfs.log.upkeep import Upkeep
+from dwfs.log.verification import LogFinding
+from dwfs.log.watching import Watch
+from dwfs.log.writing import FileWriter
 from dwfs.types import DiskId, LogSequence, PoolId, VolumeId
+
+ResultT = TypeVar("ResultT")
 
 _INLINE_SEAL_MAX = 64 * limits.KIB  # larger payloads are sealed in a thread
 _DROPPED = 2**64  # trim point of a stream that was forgotten
+_ATTEMPTS_MAX = 2 * limits.POOL_DISKS_MAX  # files that one record is tried in
 
 
 class LogStatus(msgspec.Struct, frozen=True):
@@ -62,24 +65,24 @@ class MirroredLog:
         """For `open` only."""
         assert settings.copies >= 1
         self._settings = settings
-        self._medium = settings.medium
         self._incarnation = inventory.highest_incarnation + 1
-        self._highest_sequence = inventory.highest_sequence
         self._ciphers: dict[VolumeId, RecordCipher] = {}
         self._next = dict(inventory.tails)
-        self._trimmed: dict[VolumeId, int] = {}
+        # A mount that could replay has no need of what comes before.
+        self._trimmed: dict[VolumeId, int] = {
+            stream: sequence - 1 for stream, sequence in inventory.begins.items()
+        }
         self._closed = [ClosedFile.surveyed(file) for file in inventory.files]
         self._current: CurrentFile | None = None
         self._rotation = self._incarnation
         self._suspects: set[DiskId] = set()
-        self._estimator = SyncEstimator()
         self._writing = trio.Lock()
         self._maintenance = trio.Lock()
-        self._writer = settings.make_executor("log")
-        self._maintainer = settings.make_executor("log-maintenance")
-        self._parallel: dict[DiskId, Executor] = {}
-        self._healer = Healer(
-            settings, self._maintainer, self._closed, self._suspects, self._report
+        self._lanes = Lanes(settings.make_executor, settings.deadline_seconds)
+        self._files = FileWriter(settings, self._lanes, inventory.highest_sequence, self._report)
+        self._healer = Healer(settings, self._lanes, self._closed, self._suspects, self._report)
+        self._upkeep = Upkeep(
+            settings, self._lanes, self._closed, self._trimmed, self._incarnation, self._report
         )
 
     @staticmethod
@@ -99,7 +102,7 @@ class MirroredLog:
         inventory: LogInventory,
         streams: Mapping[VolumeId, tuple[RecordCipher, LogSequence]],
     ) -> MirroredLog:
-        """Mend what recovery found, then begin a file.
+        """Mend what recovery found, then begin a file, then remove what nobody needs.
 
         `streams`: each open volume's cipher and the sequence of its next command.
         Raises PosixError EIO if no disk can take the log.
@@ -108,13 +111,26 @@ class MirroredLog:
         try:
             for stream, (cipher, sequence) in streams.items():
                 log.add_stream(stream, cipher, sequence)
-            await log._healer.mend(log._trimmed)
-            async with log._writing:
-                await log._roll()
+            await log._lanes.watched(log._start)
         except BaseException:
             await log.close()
             raise
         return log
+
+    async def _start(self) -> None:
+        async with self._maintenance:
+            await self._healer.mend(self._trimmed)
+            async with self._writing:
+                await self._roll()
+            await self._upkeep.remove_useless()
+
+    async def watch(self) -> None:
+        """Give up what hangs, for ever: a task that the log's owner runs beside it."""
+        await self._lanes.watch()
+
+    def expire(self, now: float) -> None:
+        """What `watch` does every quarter of a second; `now`: monotonic seconds."""
+        self._lanes.expire(now)
 
     def add_stream(self, stream: VolumeId, cipher: RecordCipher, sequence: LogSequence) -> None:
         """Let a volume append; its next command has that sequence."""
@@ -181,8 +197,11 @@ class MirroredLog:
                 or not current.declares(following)
             ):
                 self._suspects.clear()
-                await self._roll()
-            await self._append(following, identity, payload, last)
+                await self._guarded(self._roll)
+            if self._lanes.is_watched:
+                await self._append(following, identity, payload, last)
+            else:
+                await self._lanes.watched(partial(self._append, following, identity, payload, last))
             self._next[stream] = fmt.StreamStart(
                 stream, following.position + 1, LogSequence(last + 1), identity
             )
@@ -194,98 +213,39 @@ class MirroredLog:
     ) -> None:
         excluded: set[DiskId] = set()
         cipher = self._ciphers[start.stream]
-        while True:
+        for _ in range(_ATTEMPTS_MAX):
             file = self._current
             assert file is not None
             draft = file.draft(start, identity, last)
             if len(payload) <= _INLINE_SEAL_MAX:
                 framed = file.frame(draft, payload, cipher)
             else:
-                framed = await self._writer.run(file.frame, draft, payload, cipher)
-            failures = await self._write(file, framed)
-            if not failures:
-                return
-            excluded.update(failures)
-            if file.handles and not self._spare(file, excluded):
-                return
+                try:
+                    framed = await self._lanes.writer.run(_frame, file, draft, payload, cipher)
+                except HungError:
+                    self._lanes.replace_writer()
+                    continue
+            failures = await self._files.write(file, framed)
+            if failures is not None:
+                if not failures:
+                    return
+                excluded.update(failures)
+                if file.handles and not self._spare(file, excluded):
+                    return
             # The record is repeated under its old identity, so it counts once.
             await self._roll(excluded)
-
-    async def _write(self, file: CurrentFile, framed: Framed) -> dict[DiskId, OSError]:
-        """Write a record to all members; those that fail are dropped, reported and returned."""
-        buffers = (framed.head, framed.sealed)
-        if len(file.handles) == 1 or self._estimator.sequential(file.handles, framed.length):
-            alone = True
-            results = await self._writer.run(
-                disk_copies.write_copies,
-                self._medium,
-                file.handles,
-                file.size,
-                buffers,
-                file.preallocation,
-            )
-        else:
-            alone = False
-            results = await self._write_parallel(file, buffers)
-        failures: dict[DiskId, OSError] = {}
-        for disk, seconds, error in results:
-            if error is None:
-                self._estimator.observe(disk, seconds, framed.length, alone=alone)
-            else:
-                failures[disk] = error
-        if failures:
-            disk_copies.close_handles(self._medium, [file.handles.pop(disk) for disk in failures])
-            self._report(failures)
-        if file.handles:
-            file.advance(framed)
-            if (
-                file.preallocation.is_short(file.size, self._settings.preallocation_size)
-                and framed.length <= PREALLOCATING_RECORD_SIZE_MAX
-            ):
-                self._preallocate(file)
-        else:
-            file.last_holders = frozenset(failures)
-        return failures
-
-    async def _write_parallel(
-        self, file: CurrentFile, buffers: tuple[bytes, bytes]
-    ) -> list[tuple[DiskId, float, OSError | None]]:
-        results: list[tuple[DiskId, float, OSError | None]] = []
-
-        async def write_one(disk: DiskId, handle: int) -> None:
-            if disk not in self._parallel:
-                self._parallel[disk] = self._settings.make_executor(f"log-{disk.hex()[:8]}")
-            results.extend(
-                await self._parallel[disk].run(
-                    disk_copies.write_copies,
-                    self._medium,
-                    {disk: handle},
-                    file.size,
-                    buffers,
-                    file.preallocation,
-                )
-            )
-
-        with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as nursery:
-                for disk, handle in file.handles.items():
-                    nursery.start_soon(write_one, disk, handle)
-        return results
-
-    def _preallocate(self, file: CurrentFile) -> None:
-        """Have the next zeros written, as many as the fullest member has room for."""
-        room = min(
-            (disk.available_bytes for disk in self._settings.disks() if disk.disk in file.handles),
-            default=0,
-        )
-        step = min(self._settings.preallocation_size, room // SPACE_SHARE)
-        if end := file.preallocation.plan(file.size, step):
-            self._maintainer.post(file.preallocation.fill, self._medium, end)
+        raise PosixError(errno.EIO, "the log could not be written; check the pool's disks")
 
     def _report(self, failures: Mapping[DiskId, OSError]) -> None:
         self._suspects.update(failures)
         for disk, error in failures.items():
             self._settings.on_disk_failed(disk, error)
+
+    def _disks(self) -> list[LogDisk]:
+        """The disks that take copies now."""
+        disks = list(self._settings.disks())
+        self._lanes.note_listed({disk.disk for disk in disks})
+        return disks
 
     def _spare(self, file: CurrentFile, excluded: set[DiskId]) -> bool:
         """Whether another disk could make up for a lost copy."""
@@ -304,9 +264,9 @@ class MirroredLog:
             await self._roll_shielded(set() if excluded is None else excluded)
 
     async def _roll_shielded(self, excluded: set[DiskId]) -> None:
-        while True:
-            await self._retire()
-            listed = [disk for disk in self._settings.disks() if disk.disk not in excluded]
+        for _ in range(_ATTEMPTS_MAX):
+            self._retire()
+            listed = [disk for disk in self._disks() if disk.disk not in excluded]
             self._rotation += 1
             members = choose_members(
                 listed,
@@ -318,15 +278,20 @@ class MirroredLog:
             if not members:
                 raise PosixError(errno.EIO, "no disk can take the log; check the pool's disks")
             file, failures = await self._begin(members)
-            if not failures:
-                framed = file.frame(file.draft_start(), b"", self._settings.header_cipher)
-                failures = await self._write(file, framed)
-            self._current = file if file.handles else None
-            if self._current is not None and not failures:
-                return
+            if file is not None:
+                self._current = file
+                if not failures:
+                    framed = file.frame(file.draft_start(), b"", self._settings.header_cipher)
+                    failures = await self._files.write(file, framed) or {}
+                    if file.handles and not failures:
+                        return
             excluded.update(failures)
 
-    async def _begin(self, members: list[LogDisk]) -> tuple[CurrentFile, dict[DiskId, OSError]]:
+        raise PosixError(errno.EIO, "no disk takes a new log file; check the pool's disks")
+
+    async def _begin(
+        self, members: list[LogDisk]
+    ) -> tuple[CurrentFile | None, dict[DiskId, OSError]]:
         header = fmt.FileHeader(
             pool=self._settings.pool,
             file_id=self._settings.random_bytes(16),
@@ -335,81 +300,113 @@ class MirroredLog:
             members=tuple(member.disk for member in members),
             starts=tuple(self._next[stream] for stream in sorted(self._next)),
         )
-        cipher = self._settings.header_cipher
+        self._upkeep.note_own(header.file_id)
+        return await self._files.begin(members, header)
 
-        def encode(sequence: int) -> tuple[bytes, bytes]:
-            numbered = msgspec.structs.replace(header, sequence=sequence)
-            # The tag's length is part of what it authenticates; sealing nothing tells it.
-            length = len(cipher.seal(b"", b""))
-            aad = fmt.file_header_aad(numbered, length)
-            return fmt.encode_file_header(aad, cipher.seal(b"", aad))
-
-        begun = await self._writer.run(
-            disk_copies.begin_file, self._medium, members, self._highest_sequence, encode
-        )
-        self._highest_sequence = begun.sequence
-        header = msgspec.structs.replace(header, sequence=begun.sequence)
-        file = CurrentFile(header, begun, self._settings.file_size)
-        if begun.failures:
-            self._report(begun.failures)
-        return file, begun.failures
-
-    async def _retire(self) -> None:
+    def _retire(self) -> None:
         """Close the current file, if there is one."""
         file, self._current = self._current, None
         if file is not None:
             self._closed.append(ClosedFile.retired(file))
-            handles = list(file.handles.values())
-            await self._writer.run(
-                disk_copies.finish_file, self._medium, handles, file.size, file.preallocation
-            )
+            self._files.finish(file)
+
+    async def _guarded(self, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """Make a call that a disk which hangs can't hold up, whether `watch` runs or not."""
+        if self._lanes.is_watched:
+            return await call()
+        return await self._lanes.watched(call)
 
     async def close_current(self) -> None:
         """Begin a new file, so that all records so far can be trimmed."""
         async with self._maintenance, self._writing:
             if self._current is None or self._current.reach:
                 self._suspects.clear()
-                await self._roll()
+                await self._guarded(self._roll)
 
     async def trim(self, stream: VolumeId, upto: LogSequence) -> None:
         """The stream's commands up to `upto` are elsewhere; remove the files nobody needs."""
         async with self._maintenance:
             self._trimmed[stream] = max(self._trimmed.get(stream, 0), upto)
-            useless = [file for file in self._closed if file.disposable(self._trimmed)]
-            if not useless:
-                return
-            # A disk that was away may have brought another file of the same name.
-            kept = {file.sequence for file in self._closed if file not in useless}
-            gone = {file.sequence for file in useless} - kept
-            with trio.CancelScope(shield=True):
-                failures = await self._maintainer.run(
-                    disk_copies.remove_files,
-                    self._medium,
-                    sorted(gone),
-                    list(self._settings.disks()),
-                )
-            self._closed[:] = [file for file in self._closed if file.sequence not in gone]
-            if failures:
-                self._report(failures)
+            await self._guarded(self._upkeep.remove_useless)
 
     async def heal(self) -> HealReport:
-        """Give every needed file its m+1 copies again on the disks that are there now.
+        """Give every needed file its m+1 copies on the disks that are there now, and no others.
 
-        Called when a disk failed, left or came. Safe beside appends.
+        Called whenever a disk failed, left, came back or is to leave. Adopts or removes what a disk
+        brings that was away. Safe beside appends.
         """
+        return await self._guarded(self._heal)
+
+    async def _heal(self) -> HealReport:
         async with self._maintenance:
             async with self._writing:
-                listed = {disk.disk for disk in self._settings.disks()}
+                listed = {disk.disk for disk in self._disks()}
                 file = self._current
                 members = set(file.handles) if file is not None else set()
                 if not members <= listed or len(members) < min(self._settings.copies, len(listed)):
                     await self._roll()
-            return await self._healer.mend(self._trimmed)
+                header = self._current.header if self._current is not None else None
+                horizon = self._upkeep.horizon(header, self._files.highest_sequence)
+            useless = await self._upkeep.remove_useless()
+            removed, notes = await self._upkeep.welcome(horizon)
+            report = await self._healer.mend(self._trimmed)
+        return msgspec.structs.replace(report, files_removed=useless + removed, notes=tuple(notes))
+
+    def needs(self, disk: DiskId) -> int:
+        """How many files would have too few copies without the disk. 0: it's dispensable."""
+        current = self._current
+        return self._upkeep.needs(disk) + (current is not None and disk in current.handles)
+
+    async def drop_copies(self, disk: LogDisk) -> None:
+        """Remove the log from a disk that is being removed. Call `heal` before.
+
+        Raises NotEnoughDisksError if that would leave a file with fewer copies than the other disks
+        can hold, MediumError if the disk fails.
+        """
+        async with self._maintenance:
+            async with self._writing:
+                if any(listed.disk == disk.disk for listed in self._settings.disks()):
+                    raise NotEnoughDisksError(
+                        f"disk {disk.disk.hex()[:8]} still takes new log files: it isn't being removed"
+                    )
+                if count := self.needs(disk.disk):
+                    raise NotEnoughDisksError(
+                        f"{count} log files still need their copies on disk {disk.disk.hex()[:8]}; "
+                        "wait until the others have copies, or attach another disk"
+                    )
+            await self._guarded(partial(self._upkeep.drop, disk))
+
+    def used_bytes(self, disk: DiskId) -> int:
+        """What the log takes on a disk, as far as it knows."""
+        used = sum(file.size for file in self._closed if disk in file.holders)
+        current = self._current
+        if current is not None and disk in current.handles:
+            used += max(current.size, current.preallocation.ready)
+        return used
+
+    async def verify(self) -> list[LogFinding]:
+        """Read and compare every copy of every file that is needed. Safe beside appends."""
+        async with self._maintenance:
+            async with self._writing:
+                # Between appends every record is on all members.
+                current = None if self._current is None else ClosedFile.retired(self._current)
+            return await self._guarded(partial(self._upkeep.verify, current))
 
     async def close(self) -> None:
-        """Close files and join the threads. Everything appended is durable already."""
+        """Close files and join the threads. Everything appended is durable already.
+
+        A disk that hangs delays it by the deadline at most; its thread is left behind.
+        """
         with trio.CancelScope(shield=True):
-            async with self._maintenance, self._writing:
-                await self._retire()
-        for executor in (self._writer, self._maintainer, *self._parallel.values()):
-            executor.close()
+            await self._lanes.watched(self._close)
+
+    async def _close(self) -> None:
+        async with self._maintenance, self._writing:
+            self._retire()
+            await self._lanes.close({disk.disk for disk in self._settings.disks()})
+
+
+def _frame(
+    _watch: Watch, file: CurrentFile, draft: fmt.RecordHeader, payload: bytes, cipher: RecordCipher
+) -> Framed:
+    return file.frame(draft, payload, cipher)

@@ -35,7 +35,16 @@ class Executor(Protocol):
         """Run in the thread and wait for its end; not cancellable once begun."""
 
     def post(self, function: Callable[[*ArgumentTs], None], *arguments: *ArgumentTs) -> None:
-        """Run in the thread some time; nobody waits. It must not raise."""
+        """Run in the thread some time, in turn; nobody waits. It must not raise."""
+
+    def expire(self, now: float, deadline_seconds: float) -> object:
+        """Give up every call that is queued or running since longer: its caller gets ETIMEDOUT.
+
+        What such a call still does or returns goes unheard.
+        """
+
+    def abandon(self) -> object:
+        """Take no more calls and wait for none; what was posted is done when the thread can."""
 
     def close(self) -> object:
         """Join the thread."""

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import msgspec
 
+from dwfs.disk.medium import Medium
 from dwfs.errors import AuthenticationError, DamageError
 from dwfs.log import format as fmt
 from dwfs.log.chain import ChainWalk, Piece
 from dwfs.log.copies import LOG_DIRECTORY, CopySource, open_sources
 from dwfs.log.lineage import FileFacts, Lineage, StreamRun, missing, trace
-from dwfs.log.medium import Medium
 from dwfs.log.ports import RecordCipher
+from dwfs.log.watching import Watch
 from dwfs.types import DiskId, LogSequence, PoolId, VolumeId
 
 
@@ -78,6 +79,32 @@ class LogInventory:
         """Where each stream goes on."""
         return {stream: lineage.tail for stream, lineage in self._lineages.items()}
 
+    @property
+    def begins(self) -> dict[VolumeId, LogSequence]:
+        """The first command of each stream that the log still tells of, or would tell of.
+
+        What comes before it is covered by a state snapshot, as far as it was ever acknowledged.
+        """
+        return {stream: lineage.oldest.sequence for stream, lineage in self._lineages.items()}
+
+    def problems(self, replay_from: Mapping[VolumeId, LogSequence]) -> list[str]:
+        """What keeps the streams from being replayed from there, in words."""
+        facts = [file.facts for file in self.files]
+        problems: list[str] = []
+        started = max((file.sequence for file in self.files if file.facts.started), default=0)
+        problems.extend(text for sequence, text in self._headless.items() if sequence > started)
+        for stream, sequence in replay_from.items():
+            lineage = self._lineages.get(stream)
+            if lineage is not None:
+                problem = missing(lineage, facts, sequence)
+            elif sequence > 1:
+                problem = f"volume {stream.hex()[:8]}: no log file tells of it"
+            else:
+                problem = None
+            if problem is not None:
+                problems.append(problem)
+        return problems
+
     def replay(
         self,
         ciphers: Mapping[VolumeId, RecordCipher],
@@ -91,7 +118,11 @@ class LogInventory:
         must not be kept then.
         """
         wanted = {stream: replay_from.get(stream, LogSequence(1)) for stream in ciphers}
-        self._check(wanted)
+        problems = self.problems(wanted)
+        if problems:
+            raise DamageError(
+                "the log is incomplete: " + "; ".join(problems) + "; attach the missing disks"
+            )
         through: dict[int, dict[VolumeId, int]] = {}
         for stream in ciphers:
             lineage = self._lineages.get(stream)
@@ -101,26 +132,6 @@ class LogInventory:
                     through.setdefault(index, {})[stream] = position
         for index in sorted(through):
             yield from self._replay_file(self.files[index], through[index], ciphers, wanted)
-
-    def _check(self, wanted: Mapping[VolumeId, LogSequence]) -> None:
-        facts = [file.facts for file in self.files]
-        problems: list[str] = []
-        started = max((file.sequence for file in self.files if file.facts.started), default=0)
-        problems.extend(text for sequence, text in self._headless.items() if sequence > started)
-        for stream, sequence in wanted.items():
-            lineage = self._lineages.get(stream)
-            if lineage is not None:
-                problem = missing(lineage, facts, sequence)
-            elif sequence > 1:
-                problem = f"volume {stream.hex()[:8]}: no log file tells of it"
-            else:
-                problem = None
-            if problem is not None:
-                problems.append(problem)
-        if problems:
-            raise DamageError(
-                "the log is incomplete: " + "; ".join(problems) + "; attach the missing disks"
-            )
 
     def _replay_file(
         self,
@@ -186,7 +197,7 @@ def survey(
     headless: dict[int, str] = {}
     for sequence, paths in sorted(named.items()):
         for copies in _same_file(paths, medium):
-            surveyed = _survey_file(copies, pool, header_cipher, medium, notes)
+            surveyed = survey_file(copies, pool, header_cipher, medium, notes)
             if isinstance(surveyed, SurveyedFile):
                 files.append(surveyed)
             elif surveyed:
@@ -201,7 +212,7 @@ def _same_file(paths: Mapping[DiskId, Path], medium: Medium) -> list[dict[DiskId
     with ExitStack() as stack:
         sources = open_sources(medium, paths, stack)
         for disk, source in sources.items():
-            header = _peek(source)
+            header = peek_header(source)
             target = unknown if header is None else groups.setdefault(header.file_id, {})
             target[disk] = paths[disk]
     if not groups:
@@ -211,25 +222,30 @@ def _same_file(paths: Mapping[DiskId, Path], medium: Medium) -> list[dict[DiskId
     return list(groups.values())
 
 
-def _peek(source: CopySource) -> fmt.FileHeader | None:
+def peek_header(source: CopySource) -> fmt.FileHeader | None:
+    """What a copy's header says, unauthenticated; None if it is not whole. Raises FormatError."""
     length = fmt.file_header_length(source.read(0, fmt.FILE_PREFIX_SIZE))
     decoded = None if length is None else fmt.decode_file_header(source.read(0, length))
     return None if decoded is None else decoded[0]
 
 
-def _survey_file(
+def survey_file(
     copies: dict[DiskId, Path],
     pool: PoolId,
     header_cipher: RecordCipher,
     medium: Medium,
     notes: list[str],
+    watch: Watch | None = None,
 ) -> SurveyedFile | bool:
-    """The file; without a header on any copy, whether records show that it was in use."""
+    """The file; without a header on any copy, whether records show that it was in use.
+
+    False and a note for a file of another pool. Raises FormatError and DamageError as `survey`.
+    """
     runs: dict[VolumeId, StreamRun] = {}
     damaged: set[DiskId] = set()
     started = False
     with ExitStack() as stack:
-        sources = open_sources(medium, copies, stack)
+        sources = open_sources(medium, copies, stack, watch)
         walk = ChainWalk(sources)
         for piece in walk.pieces():
             damaged.update(piece.lacking)

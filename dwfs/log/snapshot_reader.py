@@ -13,12 +13,13 @@ from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
 
+from dwfs.disk.medium import Medium
 from dwfs.errors import AuthenticationError, DamageError
 from dwfs.log import snapshot_format as fmt
 from dwfs.log.chain import ByteSource
 from dwfs.log.copies import open_sources
-from dwfs.log.medium import Medium
 from dwfs.log.ports import RecordCipher
+from dwfs.log.watching import Watch
 from dwfs.types import DiskId, LogSequence, PoolId, VolumeId
 
 
@@ -48,7 +49,7 @@ class Snapshot:
         """All pairs, in the order in which they were written. Raises DamageError."""
         count = 0
         with ExitStack() as stack:
-            walk = _FrameWalk(open_sources(self._medium, self._copies, stack), self.header)
+            walk = FrameWalk(open_sources(self._medium, self._copies, stack), self.header)
             for frame, sealed in walk.frames():
                 if frame.kind == fmt.KIND_CHUNK:
                     plaintext = walk.open(self._cipher, frame, sealed)
@@ -62,7 +63,7 @@ class Snapshot:
             )
 
 
-class _FrameWalk:
+class FrameWalk:
     """One walk over the merged copies of a snapshot."""
 
     def __init__(self, sources: Mapping[DiskId, ByteSource], header: fmt.SnapshotHeader) -> None:
@@ -71,6 +72,7 @@ class _FrameWalk:
         self.running = blake2b(self.header_digest, digest_size=fmt.DIGEST_SIZE)
         self.end = fmt.HEADER_SIZE
         self.chunks = 0
+        self.header_bytes, _ = fmt.encode_header(header)
 
     def frames(self) -> Iterator[tuple[fmt.FrameHeader, bytes]]:
         """Whole frames up to the footer, or to where no copy has the next."""
@@ -83,6 +85,27 @@ class _FrameWalk:
             yield frame, sealed
             if frame.kind == fmt.KIND_FOOTER:
                 return
+
+    def footer(
+        self, cipher: RecordCipher, frame: fmt.FrameHeader, sealed: bytes
+    ) -> fmt.Footer | None:
+        """The footer, if it opens and stands for all that came before it."""
+        try:
+            footer = fmt.decode_footer(self.open(cipher, frame, sealed))
+        except DamageError:
+            return None
+        if footer is None or (footer.chunks, footer.running) != (
+            self.chunks,
+            self.running.digest(),
+        ):
+            return None
+        return footer
+
+    def lacking(self, offset: int, raw: bytes) -> set[DiskId]:
+        """Copies that do not hold those bytes there."""
+        return {
+            disk for disk, source in self._sources.items() if source.read(offset, len(raw)) != raw
+        }
 
     def open(self, cipher: RecordCipher, frame: fmt.FrameHeader, sealed: bytes) -> bytes:
         """A frame's plaintext. Raises DamageError."""
@@ -118,20 +141,8 @@ def find_snapshot(
     Blocks: reads all of it. Raises DamageError if there are snapshots, but none is whole.
     """
     notes: list[str] = []
-    candidates: dict[tuple[LogSequence, int, bytes], tuple[fmt.SnapshotHeader, dict[DiskId, Path]]]
-    candidates = {}
-    found = False
-    for disk, path, sequence in _named(directories, volume, medium, notes):
-        header = _peek(medium, disk, path)
-        if header is None:
-            found = True
-            notes.append(f"disk {disk.hex()[:8]}: snapshot {sequence:016x} has a damaged header")
-        elif (header.pool, header.volume) == (pool, volume):
-            found = True
-            key = (header.sequence, header.created_ns, header.snapshot_id)
-            candidates.setdefault(key, (header, {}))[1][disk] = path
-    for key in sorted(candidates, reverse=True):
-        header, copies = candidates[key]
+    candidates, found = list_snapshots(directories, pool, volume, medium, notes)
+    for header, copies in candidates:
         # All copies merged; should one be forged rather than damaged, each by itself.
         subsets = [copies]
         if len(copies) > 1:
@@ -150,6 +161,34 @@ def find_snapshot(
     return None
 
 
+def list_snapshots(
+    directories: Mapping[DiskId, Path],
+    pool: PoolId,
+    volume: VolumeId,
+    medium: Medium,
+    notes: list[str],
+    watch: Watch | None = None,
+) -> tuple[list[tuple[fmt.SnapshotHeader, dict[DiskId, Path]]], bool]:
+    """(headers and copies of the volume's snapshots, the newest first; whether there is any file).
+
+    Reads headers only.
+    """
+    watch = watch if watch is not None else Watch()
+    candidates: dict[tuple[LogSequence, int, bytes], tuple[fmt.SnapshotHeader, dict[DiskId, Path]]]
+    candidates = {}
+    found = False
+    for disk, path, sequence in _named(directories, volume, medium, notes, watch):
+        header = _peek(medium, disk, path, watch)
+        if header is None:
+            found = True
+            notes.append(f"disk {disk.hex()[:8]}: snapshot {sequence:016x} has a damaged header")
+        elif (header.pool, header.volume) == (pool, volume):
+            found = True
+            key = (header.sequence, header.created_ns, header.snapshot_id)
+            candidates.setdefault(key, (header, {}))[1][disk] = path
+    return [candidates[key] for key in sorted(candidates, reverse=True)], found
+
+
 def _verify(
     header: fmt.SnapshotHeader,
     copies: Mapping[DiskId, Path],
@@ -157,34 +196,31 @@ def _verify(
     medium: Medium,
 ) -> tuple[fmt.Footer, int] | None:
     with ExitStack() as stack:
-        walk = _FrameWalk(open_sources(medium, copies, stack), header)
+        walk = FrameWalk(open_sources(medium, copies, stack), header)
         for frame, sealed in walk.frames():
-            if frame.kind != fmt.KIND_FOOTER:
-                continue
-            try:
-                footer = fmt.decode_footer(walk.open(cipher, frame, sealed))
-            except DamageError:
-                return None
-            whole = footer is not None and (footer.chunks, footer.running) == (
-                walk.chunks,
-                walk.running.digest(),
-            )
-            return (footer, walk.end) if footer is not None and whole else None
+            if frame.kind == fmt.KIND_FOOTER:
+                footer = walk.footer(cipher, frame, sealed)
+                return None if footer is None else (footer, walk.end)
     return None
 
 
-def _peek(medium: Medium, disk: DiskId, path: Path) -> fmt.SnapshotHeader | None:
+def _peek(medium: Medium, disk: DiskId, path: Path, watch: Watch) -> fmt.SnapshotHeader | None:
     with ExitStack() as stack:
-        source = open_sources(medium, {disk: path}, stack).get(disk)
+        source = open_sources(medium, {disk: path}, stack, watch).get(disk)
         decoded = None if source is None else fmt.decode_header(source.read(0, fmt.HEADER_SIZE))
         return None if decoded is None else decoded[0]
 
 
 def _named(
-    directories: Mapping[DiskId, Path], volume: VolumeId, medium: Medium, notes: list[str]
+    directories: Mapping[DiskId, Path],
+    volume: VolumeId,
+    medium: Medium,
+    notes: list[str],
+    watch: Watch,
 ) -> Iterator[tuple[DiskId, Path, int]]:
     for disk, directory in directories.items():
         folder = directory / fmt.SNAPSHOT_DIRECTORY
+        watch.enter(disk)
         try:
             names = medium.names(folder)
         except OSError as error:
@@ -201,16 +237,20 @@ def remove_older(
     volume: VolumeId,
     keep_sequence: LogSequence,
     medium: Medium,
+    watch: Watch | None = None,
 ) -> dict[DiskId, OSError]:
     """Remove the volume's snapshots below `keep_sequence` and unfinished ones; returns failures.
 
     Call it when no snapshot of the volume is being written. Blocks.
     """
     failures: dict[DiskId, OSError] = {}
+    watch = watch if watch is not None else Watch()
     for disk, directory in directories.items():
         folder = directory / fmt.SNAPSHOT_DIRECTORY
+        watch.enter(disk)
         try:
             for name in medium.names(folder):
+                watch.enter(disk)
                 parsed = fmt.parse_file_name(name.removesuffix(".part"))
                 if parsed is None or parsed[1] != volume.hex()[:16]:
                     continue

@@ -15,11 +15,12 @@ from pathlib import Path
 import msgspec
 
 from dwfs import limits
+from dwfs.disk.medium import Medium
 from dwfs.errors import NoSpaceError
 from dwfs.log import snapshot_format as fmt
-from dwfs.log.copies import part_path
-from dwfs.log.medium import Medium
+from dwfs.log.copies import create_part, part_path
 from dwfs.log.ports import LogDisk, RecordCipher
+from dwfs.log.watching import GivenUpError, Watch
 from dwfs.types import DiskId
 
 Progress = Callable[[int, int], None]  # pairs and bytes so far; may sleep to pace the writing
@@ -39,21 +40,22 @@ class SnapshotResult(msgspec.Struct, frozen=True):
     failures: dict[DiskId, OSError]
 
 
-class _Targets:
+class SnapshotTargets:
     """The copies that are being written. A copy that fails is dropped and its error kept."""
 
-    def __init__(self, medium: Medium, disks: Sequence[LogDisk], name: str) -> None:
+    def __init__(self, medium: Medium, disks: Sequence[LogDisk], name: str, watch: Watch) -> None:
         self._medium = medium
-        self._name = name
+        self._watch = watch
         self._handles: dict[DiskId, int] = {}
         self.paths: dict[DiskId, Path] = {}
         self.failures: dict[DiskId, OSError] = {}
         self.offset = 0
         for disk in disks:
             path = disk.directory / fmt.SNAPSHOT_DIRECTORY / name
+            watch.enter(disk.disk)
             try:
                 medium.make_directory(path.parent)
-                self._handles[disk.disk] = medium.create(part_path(path), replace=True)
+                self._handles[disk.disk] = create_part(medium, path)
                 self.paths[disk.disk] = path
             except OSError as error:
                 self.failures[disk.disk] = error
@@ -61,6 +63,7 @@ class _Targets:
     def append(self, *parts: bytes) -> None:
         """Write to all that are left. Raises NoSpaceError if none is."""
         for disk in list(self._handles):
+            self._watch.enter(disk)
             try:
                 self._medium.write(self._handles[disk], self.offset, parts)
             except OSError as error:
@@ -76,8 +79,10 @@ class _Targets:
         """Make durable and visible; returns the disks where that worked."""
         for disk in list(self._handles):
             path = self.paths[disk]
+            self._watch.enter(disk)
             try:
                 self._medium.sync(self._handles[disk])
+                self._watch.enter(disk)
                 self._medium.rename(part_path(path), path)
                 self._medium.sync_directory(path.parent)
             except OSError as error:
@@ -109,7 +114,9 @@ class _Targets:
 class _Stream:
     """Seals chunks, and counts and hashes what went by."""
 
-    def __init__(self, header: fmt.SnapshotHeader, cipher: RecordCipher, targets: _Targets) -> None:
+    def __init__(
+        self, header: fmt.SnapshotHeader, cipher: RecordCipher, targets: SnapshotTargets
+    ) -> None:
         self._cipher = cipher
         self._targets = targets
         encoded, self._header_digest = fmt.encode_header(header)
@@ -147,6 +154,7 @@ def write_snapshot(
     medium: Medium,
     on_progress: Progress = lambda _pairs, _bytes: None,
     should_stop: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
 ) -> SnapshotResult:
     """Write a snapshot to the first `copies` of `disks`; the rest stand in for those that fail.
 
@@ -155,7 +163,8 @@ def write_snapshot(
     """
     assert header.snapshot_id != bytes(16), "copies are told apart by a random id"
     name = fmt.file_name(header.sequence, header.volume)
-    targets = _Targets(medium, disks[:copies], name)
+    watch = watch if watch is not None else Watch()
+    targets = SnapshotTargets(medium, disks[:copies], name, watch)
     count = 0
     try:
         stream = _Stream(header, cipher, targets)
@@ -176,6 +185,9 @@ def write_snapshot(
         if should_stop():
             raise SnapshotStoppedError
         done = targets.publish()
+    except GivenUpError:
+        targets.close()  # another attempt may be using the names
+        raise
     except BaseException:
         targets.discard()
         raise
@@ -183,7 +195,7 @@ def write_snapshot(
     for spare in disks[copies:]:
         if not done or len(done) >= copies:
             break
-        failure = _copy(medium, targets.paths[done[0]], spare, name)
+        failure = _copy(medium, done[0], targets.paths[done[0]], spare, name, watch)
         if failure is None:
             done.append(spare.disk)
         else:
@@ -193,14 +205,18 @@ def write_snapshot(
     return SnapshotResult(header, targets.offset, count, tuple(done), failures)
 
 
-def _copy(medium: Medium, source: Path, spare: LogDisk, name: str) -> OSError | None:
+def _copy(
+    medium: Medium, holder: DiskId, source: Path, spare: LogDisk, name: str, watch: Watch
+) -> OSError | None:
     """Copy a finished snapshot to another disk."""
-    target = _Targets(medium, [spare], name)
+    target = SnapshotTargets(medium, [spare], name, watch)
     try:
+        watch.enter(holder)
         handle = medium.open(source)
         try:
             while block := medium.read(handle, target.offset, limits.MIB):
                 target.append(block)
+                watch.enter(holder)
         finally:
             medium.close(handle)
         if target.publish():
@@ -208,6 +224,9 @@ def _copy(medium: Medium, source: Path, spare: LogDisk, name: str) -> OSError | 
     except OSError as error:
         target.discard()
         return error
+    except GivenUpError:
+        target.close()
+        raise
     except NoSpaceError:
         target.discard()
     return target.failures[spare.disk]

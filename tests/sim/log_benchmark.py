@@ -39,7 +39,7 @@ async def measure(root: Path, count: int, size: int, *, parallel: bool) -> None:
     first = tail.sequence if tail is not None else LogSequence(1)
     log = await MirroredLog.open(settings, inventory, {volume: (GcmCipher(), first)})
     if parallel:
-        log._estimator.sequential = lambda *_: False  # type: ignore[method-assign]  # force it
+        log._files._estimator.sequential = lambda *_: False  # type: ignore[method-assign]  # force it
     payload = os.urandom(size)
     times = []
     for number in range(count):

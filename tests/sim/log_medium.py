@@ -1,23 +1,69 @@
-"""A medium in memory that loses what was not synced, tears writes, and has disks that die.
+"""A medium in memory that loses what was not synced, tears writes, and has disks that die or hang.
 
 Durable state is kept apart from what the running system sees. `crash` keeps any combination of
 un-synced writes, each whole, torn at any byte, in
 any sectors, or not at all, and a prefix of each directory's
 un-synced entries.
+
+A call to a disk that hangs does not return until `release`. The calls run in fibers then: threads of
+which exactly one runs at any time, handed over by hand, so that a run stays deterministic.
 """
 
 from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dwfs.log.medium import Buffer
+from dwfs.disk.medium import Buffer
 
 
 class PowerCutError(Exception):
     """The simulated machine lost power in the middle of an operation."""
+
+
+class Fiber:
+    """A blocking call that can be left in the middle, where its disk hangs, and be gone on with."""
+
+    def __init__(self, medium: SimulatedMedium, call: Callable[[], None]) -> None:
+        self._medium = medium
+        self._call = call
+        self._go = threading.Semaphore(0)
+        self._back = threading.Semaphore(0)
+        self.done = False
+        self.cut = False  # the power went while it hung
+        self._error: PowerCutError | None = None
+        self._thread = threading.Thread(target=self._run, name="fiber", daemon=True)
+        self._thread.start()
+
+    def resume(self) -> None:
+        """Let it run until it ends or hangs."""
+        before, self._medium.fiber = self._medium.fiber, self
+        self._go.release()
+        self._back.acquire()
+        self._medium.fiber = before
+        if self.done:
+            self._thread.join()
+        if self._error is not None and not self.cut:
+            raise self._error
+
+    def pause(self) -> None:
+        """In the fiber: hang here."""
+        self._back.release()
+        self._go.acquire()
+        if self.cut:
+            raise PowerCutError
+
+    def _run(self) -> None:
+        self._go.acquire()
+        try:
+            self._call()
+        except PowerCutError as error:
+            self._error = error
+        self.done = True
+        self._back.release()
 
 
 class _Inode:
@@ -46,12 +92,19 @@ class SimulatedMedium:
         self.changes: dict[Path, list[tuple[Path, _Inode | None]]] = {}
         self.dead: set[str] = set()
         self.full: set[str] = set()
+        self.hung: set[str] = set()
+        self.fiber: Fiber | None = None  # that runs now
+        self.fibers: list[Fiber] = []  # that hang
         self.operations_left: int | None = None
         self._handles: dict[int, tuple[Path, _Inode]] = {}
         self._next_handle = 1
 
     def crash(self) -> None:
         """Lose power; what lasts is what the next mount sees."""
+        for fiber in self.fibers:
+            fiber.cut = True
+        self.release(*self.hung)
+        assert not self.fibers
         for inode in {id(inode): inode for inode in self.seen.values()}.values():
             for offset, data in inode.pending:
                 fate = self.random.random()
@@ -77,6 +130,28 @@ class SimulatedMedium:
         self.dead.clear()
         self.full.clear()
 
+    def call(self, call: Callable[[], None]) -> Fiber | None:
+        """Make a call; if it hangs, its fiber is returned and `release` will go on with it."""
+        if not self.hung:
+            call()
+            return None
+        fiber = Fiber(self, call)
+        fiber.resume()
+        if fiber.done:
+            return None
+        self.fibers.append(fiber)
+        return fiber
+
+    def release(self, *disks: str) -> None:
+        """The disks answer again; what hung goes on, as far as it gets."""
+        self.hung.difference_update(disks)
+        for fiber in list(self.fibers):
+            try:
+                fiber.resume()
+            finally:
+                if fiber.done:
+                    self.fibers.remove(fiber)
+
     def _put_some_sectors(self, content: bytearray, offset: int, data: bytes) -> None:
         """What became of a write over blocks that were there: each by itself, in any order."""
         at = offset
@@ -85,6 +160,11 @@ class SimulatedMedium:
             if self.random.random() < 0.5:
                 _put(content, at, data[at - offset : end - offset])
             at = end
+
+    @property
+    def open_handles(self) -> int:
+        """How many there are."""
+        return len(self._handles)
 
     def rot(self, disk: str, flips: int) -> None:
         """Damage random bytes of a disk's files."""
@@ -119,6 +199,9 @@ class SimulatedMedium:
             entries[path] = inode
 
     def _touch(self, path: Path) -> None:
+        while self._disk(path) in self.hung:
+            assert self.fiber is not None, "the loop itself would hang"
+            self.fiber.pause()
         if self._disk(path) in self.dead:
             raise OSError(errno.EIO, "simulated dead disk")
 
@@ -160,7 +243,9 @@ class SimulatedMedium:
         return self._open(path, self.seen[path])
 
     def size(self, handle: int) -> int:
-        return len(self._handles[handle][1].seen)
+        path, inode = self._handles[handle]
+        self._touch(path)
+        return len(inode.seen)
 
     def read(self, handle: int, offset: int, length: int) -> bytes:
         path, inode = self._handles[handle]
@@ -170,6 +255,7 @@ class SimulatedMedium:
     def write(self, handle: int, offset: int, buffers: Sequence[Buffer]) -> None:
         path, inode = self._handles[handle]
         data = b"".join(bytes(buffer) for buffer in buffers)
+        self._touch(path)
         if self._disk(path) in self.full:
             raise OSError(errno.ENOSPC, "simulated full disk")
         inode.pending.append((offset, data))  # a write cut short may have got anywhere
@@ -198,6 +284,9 @@ class SimulatedMedium:
             self._apply(self.durable, path, inode)
 
     def close(self, handle: int) -> None:
+        found = self._handles.get(handle)
+        if found is not None and self.fiber is not None and self._disk(found[0]) in self.hung:
+            self.fiber.pause()
         self._handles.pop(handle, None)
 
     def rename(self, source: Path, target: Path) -> None:

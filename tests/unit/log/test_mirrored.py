@@ -242,6 +242,6 @@ async def test_large_records_and_foreign_pool(tmp_path: Path) -> None:
     assert len(rig.replay({}, [A])[0][3]) == 3 << 20
     directories = {disk.disk: disk.directory for disk in rig.disks()}
 
-    foreign = MirroredLog.recover(directories, b"Q" * 16, GcmCipher(), rig.medium)  # type: ignore[arg-type]  # a pool id
+    foreign = MirroredLog.recover(directories, b"Q" * 16, GcmCipher(), PosixMedium())  # type: ignore[arg-type]  # a pool id
     assert not foreign.files
     assert "another pool" in foreign.notes[0]

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from dwfs import limits
+from dwfs.disk.medium import Buffer
 from dwfs.errors import DamageError
 from dwfs.log import LogDisk, MirroredLog, PosixMedium
-from dwfs.log.medium import Buffer
 from dwfs.log.preallocation import Preallocation
 from dwfs.types import LogSequence
-from tests.sim.log_rig import VOLUMES, LogRig
+from tests.sim.log_rig import VOLUMES, LogRig, disk_id
 
 A = VOLUMES[0]
+D = disk_id(0)
 
 
 async def opened(root: Path, records: int) -> tuple[LogRig, MirroredLog]:
@@ -26,6 +27,7 @@ async def opened(root: Path, records: int) -> tuple[LogRig, MirroredLog]:
     log = await rig.open()
     for number in range(1, records + 1):
         await log.append(A, bytes([number]) * 300, LogSequence(number), LogSequence(number))
+    rig.run_everything_posted()
     return rig, log
 
 
@@ -83,13 +85,13 @@ def test_the_filler_keeps_off_what_a_writer_claimed(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"")
     size = 16 * limits.MIB
-    region = Preallocation([path], 0, size)
+    region = Preallocation({D: path}, 0, size)
     medium = PosixMedium()
     handle = medium.open(path, write=True)
-    filler = threading.Thread(target=region.fill, args=(medium, region.plan(0, size)))
+    filler = threading.Thread(target=region.fill, args=(medium, [D], region.plan(0, size)))
     filler.start()
     for offset in range(0, size, 100_000):
-        region.claim(min(offset + 100_000, size))
+        region.claim(D, min(offset + 100_000, size))
         medium.write(handle, offset, (b"x" * min(100_000, size - offset),))
     filler.join()
     medium.close(handle)
@@ -103,6 +105,6 @@ def test_no_room_ends_the_matter(tmp_path: Path) -> None:
 
     path = tmp_path / "file"
     path.write_bytes(b"")
-    region = Preallocation([path], 0, limits.MIB)
-    region.fill(Full(), region.plan(0, limits.MIB))
+    region = Preallocation({D: path}, 0, limits.MIB)
+    region.fill(Full(), [D], region.plan(0, limits.MIB))
     assert not region.is_short(0, limits.MIB)
