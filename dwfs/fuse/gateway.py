@@ -33,6 +33,7 @@ class Gateway:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.unforeseen_errors = 0
         self.under_way = 0  # requests that were begun and not answered
+        self.requests = 0  # that were begun: background work looks whether anybody is there
         self._now = now
         self._period_ends = 0.0
         self._logged = 0
@@ -43,6 +44,7 @@ class Gateway:
 
         async def guarded(*arguments: object) -> Any:  # whatever the handler returns
             self.under_way += 1
+            self.requests += 1
             try:
                 return await handler(*arguments)
             except PosixError as error:

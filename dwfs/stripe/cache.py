@@ -5,8 +5,9 @@ sector, so that filling the cache copies nothing and serving from it is one AEAD
 The cache is bounded in bytes and forgets the least recently used stripe first; a stripe that
 is being fetched counts in full from the start.
 
-A stripe with lost data shards is rebuilt once, piece by piece in a worker thread, when it is
-fetched; readers that come later don't notice.
+A stripe with lost data shards is rebuilt once, when it is fetched: parity is read along with the
+data shards that are there, only what is lost is decoded, in a worker thread, and readers that come
+later don't notice. A disk that is late counts as lost, as long as there is parity.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections import OrderedDict
 
 import trio
 
-from dwfs.stripe.gather import READ_PIECE, OpenedStripe, ShardGatherer, padded
+from dwfs.stripe.gather import READ_PIECE, Column, ShardGatherer
+from dwfs.stripe.opened import OpenedStripe
 from dwfs.types import StripeId
 
 
@@ -31,6 +33,18 @@ class CachedStripe:
         self.pieces: list[list[bytes | None]] = [
             [None] * -(-layout.payload_length(shard) // READ_PIECE) for shard in range(layout.data)
         ]
+
+    def fill(self, shard: int, number: int, piece: bytes) -> None:
+        """A piece has come; whoever waits for its shard goes on when it was the last."""
+        pieces = self.pieces[shard]
+        pieces[number] = piece
+        if all(known is not None for known in pieces):
+            self.ready[shard].set()
+
+    def lacks(self, shard: int, number: int) -> bool:
+        """Whether the piece exists and has not come."""
+        pieces = self.pieces[shard]
+        return number < len(pieces) and pieces[number] is None
 
     def sealed(self, shard: int, offset: int, length: int) -> list[memoryview] | None:
         """Views of payload bytes [offset, offset+length), or None while a part is not there.
@@ -98,39 +112,29 @@ class ReadAheadCache:
     async def _fill(self, entry: CachedStripe) -> None:
         try:
             async with trio.open_nursery() as nursery:
-                for shard, pieces in enumerate(entry.pieces):
-                    for number in range(len(pieces)):
-                        nursery.start_soon(self._fetch, entry, shard, number)
-            await self._rebuild(entry)
+                for number in range(-(-entry.opened.layout.shard_length // READ_PIECE)):
+                    nursery.start_soon(self._fill_column, entry, number)
         finally:
             # Whatever is still missing is up to the reader, who must not wait for it.
             for event in entry.ready:
                 event.set()
 
-    async def _fetch(self, entry: CachedStripe, shard: int, number: int) -> None:
-        offset = number * READ_PIECE
-        length = min(READ_PIECE, entry.opened.layout.payload_length(shard) - offset)
-        pieces = entry.pieces[shard]
-        pieces[number] = await self._gatherer.fetch(entry.opened, shard, offset, length)
-        if all(piece is not None for piece in pieces):
-            entry.ready[shard].set()
-
-    async def _rebuild(self, entry: CachedStripe) -> None:
+    async def _fill_column(self, entry: CachedStripe, number: int) -> None:
+        """Fetch piece `number` of every data shard; rebuild those that can't be had in time."""
         layout = entry.opened.layout
-        for number in range(-(-layout.shard_length // READ_PIECE)):
-            offset = number * READ_PIECE
-            width = min(READ_PIECE, layout.shard_length - offset)
-            known = {}
-            lost = []
-            for shard, pieces in enumerate(entry.pieces):
-                piece = pieces[number] if number < len(pieces) else b""
-                if piece is None:
-                    lost.append(shard)
-                else:
-                    known[shard] = padded(piece, width)
-            if not lost:
-                continue
-            rebuilt = await self._gatherer.rebuild(entry.opened, lost, offset, width, known=known)
-            for shard, piece in zip(lost, rebuilt or (), strict=False):
-                length = min(width, layout.payload_length(shard) - offset)
-                entry.pieces[shard][number] = piece if length == width else piece[:length]
+        offset = number * READ_PIECE
+        width = min(READ_PIECE, layout.shard_length - offset)
+
+        def arrived(shard: int, piece: bytes) -> None:
+            if shard < layout.data:
+                entry.fill(shard, number, piece)
+
+        column = Column(self._gatherer, entry.opened, offset, width, arrived=arrived)
+        enough = await column.gather()
+        lost = [shard for shard in range(layout.data) if entry.lacks(shard, number)]
+        if not enough or not lost:
+            return
+        rebuilt = await self._gatherer.decode(entry.opened, column.present, lost, width)
+        for shard, piece in zip(lost, rebuilt, strict=True):
+            length = min(width, layout.payload_length(shard) - offset)
+            entry.fill(shard, number, piece if length == width else piece[:length])

@@ -1,7 +1,7 @@
 """Reading sealed stripes: from the read-ahead cache, the page cache, one disk, or k others.
 
 `read_now` never waits: it serves what the caches hold. `read` asks the disk that has the shard
-and, when that fails in any way, rebuilds the very sectors that are wanted. Every byte that is
+and, when that fails in any way or takes too long, rebuilds the very sectors that are wanted. Every byte that is
 returned has passed its sector's AEAD tag under the stripe's own key, so no source is trusted.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from errno import EIO
+from functools import partial
 
 import trio
 
@@ -21,9 +22,12 @@ from dwfs.limits import (
     SECTOR_SIZE,
     STRIPE_CIPHER_CACHE_ENTRIES,
 )
+from dwfs.ports import ShardFault
 from dwfs.stripe.cache import ReadAheadCache
-from dwfs.stripe.gather import DamageKind, OpenedStripe, ShardGatherer
+from dwfs.stripe.gather import ShardGatherer
+from dwfs.stripe.hedge import Answer
 from dwfs.stripe.layout import Run
+from dwfs.stripe.opened import OpenedStripe
 from dwfs.stripe.sealing import BufferPool, CipherFactory
 from dwfs.types import StripeId, StripeSeal
 
@@ -91,6 +95,8 @@ class StripeReader:
                     continue
                 raw = self._gatherer.fetch_cached(opened, run.shard, run.offset, run.length)
                 if raw is None:
+                    raw = self._gatherer.rebuild_cached(opened, run.shard, run.offset, run.length)
+                if raw is None:
                     return None
                 open_sectors(opened, run, (memoryview(raw),), piece)
             return self._cut(opened, first, last, out, offset, length)
@@ -156,13 +162,15 @@ class StripeReader:
                 if opens(opened, run, views, out):
                     return True
                 self._cache.forget(opened.seal.stripe)
-        raw = await self._gatherer.fetch(opened, run.shard, run.offset, run.length)
-        if raw is not None:
-            if opens(opened, run, (memoryview(raw),), out):
-                return True
+        answer = await self._gatherer.fetch_first(
+            opened, run.shard, run.offset, run.length, partial(accepts, opened, run, out)
+        )
+        if answer is Answer.ACCEPTED:
+            return True
+        if answer is Answer.REFUSED:
             if run.sectors > 1:
                 return await self._read_sectors(opened, run, out)
-            self._gatherer.report(opened, run.shard, DamageKind.DAMAGED)
+            self._gatherer.report(opened, run.shard, ShardFault.ROTTEN)
         return await self._rebuild_run(opened, run, out)
 
     async def _read_sectors(self, opened: OpenedStripe, run: Run, out: memoryview) -> bool:
@@ -241,3 +249,8 @@ def opens(opened: OpenedStripe, run: Run, views: Sequence[memoryview], out: memo
     except AuthenticationError:
         return False
     return True
+
+
+def accepts(opened: OpenedStripe, run: Run, out: memoryview, raw: bytes) -> bool:
+    """As `opens`, of bytes in one piece."""
+    return opens(opened, run, (memoryview(raw),), out)

@@ -11,21 +11,36 @@ empty are worth moving, at a tenth of the time; with little, any stripe that giv
 Between two pieces of work the cleaner sleeps, so that the foreground always has its share: it moves
 at most 1 MiB and drops at most 32 stripes at a time. Dropping is work, too: holes are punched on all
 disks, and many pass them on to the device as discards, which hold up reads.
+
+A writer that finds no space waits for rounds of the hardest pace (`ReclaimSignal`), and goes on asking as
+long as rounds give something back. So a full pool whose files are overwritten at random slows down
+to the speed of cleaning, and says ENOSPC only when what is alive no longer fits. Copies may use half of
+the disks' reserve, or a pool that is really full could never be cleaned; when that is used up, the
+round ends with what it has and drops the stripes that it has emptied.
+
+A stripe that can't be read, or whose summary doesn't tell who uses it, is left alone for a while, so
+that it does not stand in the way of those behind it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from errno import EIO, ENOSPC
+from typing import Final, NamedTuple, Protocol
+
+import trio
 
 from dwfs.errors import PosixError
-from dwfs.limits import FUSE_WRITE_SIZE_MAX
+from dwfs.limits import FUSE_WRITE_SIZE_MAX, STRIPE_SIZE_MAX
 from dwfs.ports import Clock
 from dwfs.stripe.space import ReclaimSignal
 from dwfs.types import Fragment, StripeId
 
 DROP_BATCH = 32  # stripes in one DropStripes command, and in one piece of work
 CLEAN_BATCH = 8  # sparse stripes emptied in one round
+PREFETCH_FROM: Final = STRIPE_SIZE_MAX // 4  # live bytes for which the stripe is read as a whole
+HOPELESS_SECONDS: Final = 300.0  # until a stripe that could not be emptied is tried again
+HOPELESS_MAX: Final = 4_096
 
 
 class LiveRange(NamedTuple):
@@ -40,8 +55,14 @@ class LiveRange(NamedTuple):
 class ReclaimTarget(Protocol):
     """The volumes' state, as reclaim needs it; implemented by the composition root."""
 
-    def dead_stripes(self, limit: int) -> list[StripeId]:
-        """Sealed stripes without a live byte."""
+    async def drop_dead(self, limit: int) -> int:
+        """Give up to `limit` sealed stripes without a live byte an end, and say how many it were.
+
+        Their shards are deleted when no replay of the log can refer to them any more.
+        """
+
+    async def settle(self) -> None:
+        """Have every stripe sealed that has been written to."""
 
     def sparse_stripes(self, live_fraction: float, limit: int) -> list[StripeId]:
         """Sealed stripes with at most that fraction of live bytes, worst first, none dead."""
@@ -60,9 +81,6 @@ class ReclaimTarget(Protocol):
     ) -> None:
         """Propose Relocate: point file bytes that still map to the old place at `fragments`."""
 
-    async def drop_stripes(self, stripes: Sequence[StripeId]) -> None:
-        """Log DropStripes and make it durable: from then on no replay refers to the stripes."""
-
 
 class ReclaimStore(Protocol):
     """What the cleaner needs of `StripeStore`."""
@@ -76,7 +94,10 @@ class ReclaimStore(Protocol):
     async def read(self, stripe: StripeId, offset: int, length: int) -> bytes:
         """See DataStore."""
 
-    async def drop(self, stripes: Sequence[StripeId]) -> None:
+    def read_now(self, stripe: StripeId, offset: int, length: int) -> bytes | None:
+        """See DataStore."""
+
+    def prefetch(self, stripe: StripeId) -> None:
         """See DataStore."""
 
     def free_fraction(self) -> float:
@@ -93,11 +114,14 @@ class Pace(NamedTuple):
 
 # Free share of the pool below which a pace holds; the first match counts.
 PACES: tuple[tuple[float, Pace], ...] = (
-    (0.05, Pace(live_fraction=0.90, duty=0.9, interval_seconds=0.5)),
+    (0.05, Pace(live_fraction=0.85, duty=0.9, interval_seconds=0.5)),
     (0.10, Pace(live_fraction=0.75, duty=0.6, interval_seconds=1.0)),
     (0.25, Pace(live_fraction=0.50, duty=0.3, interval_seconds=2.0)),
     (2.00, Pace(live_fraction=0.25, duty=0.1, interval_seconds=5.0)),
 )
+
+# While somebody waits for space, everything that gives some back is worth it.
+HURRY: Final = Pace(live_fraction=0.97, duty=1.0, interval_seconds=0.5)
 
 
 def pace_for(free_fraction: float) -> Pace:
@@ -131,6 +155,8 @@ class Cleaner:
         self._store = store
         self._signal = signal
         self._clock = clock
+        self._tried: set[StripeId] = set()  # in the last round
+        self._hopeless: dict[StripeId, float] = {}  # → when to try again
         self.dropped_stripes = 0
         self.moved_bytes = 0
         self.failed_rounds = 0
@@ -143,57 +169,102 @@ class Cleaner:
                 pace = pace_for(self._store.free_fraction())
                 asked = await self._signal.wait(pace.interval_seconds)
                 self._signal.begin()
+                dropped = 0
                 try:
-                    await self.run_once(hurry=asked)
+                    dropped = await self.run_once(hurry=asked)
                 except PosixError:
-                    # A stripe that can't be read or stored now; the next round tries others too.
+                    # The log or the disks take nothing now; the next round tries again.
                     self.failed_rounds += 1
                 finally:
-                    self._signal.finish()
+                    self._signal.finish(gained=dropped > 0)
         finally:
             self._signal.attend(False)
 
-    async def run_once(self, *, hurry: bool = False) -> None:
-        """Drop the dead, empty a few sparse stripes and drop those too.
+    async def run_once(self, *, hurry: bool = False) -> int:
+        """Drop the dead, empty a few sparse stripes and drop those too; returns how many died.
 
         With `hurry`, somebody waits for space: the hardest pace, and no pauses.
         """
-        pace = PACES[0][1]._replace(duty=1.0) if hurry else pace_for(self._store.free_fraction())
-        if await self._drop_dead(pace) and hurry:
-            return
-        for stripe in self._target.sparse_stripes(pace.live_fraction, CLEAN_BATCH):
-            await self._empty(stripe, pace)
-        await self._drop_dead(pace)
+        if not hurry:
+            return await self._round(pace_for(self._store.free_fraction()))
+        dropped = await self._drop_dead(HURRY)
+        if not dropped:
+            dropped = await self._round(HURRY)
+        if not dropped:
+            # Stripes that are not sealed yet can't be reclaimed, however much of them is dead.
+            await self._target.settle()
+            dropped = await self._round(HURRY)
+        return dropped
+
+    async def _round(self, pace: Pace) -> int:
+        dropped = await self._drop_dead(pace)
+        for stripe in self._worth_emptying(pace):
+            if not await self._empty(stripe, pace):
+                break
+        return dropped + await self._drop_dead(pace)
+
+    def _worth_emptying(self, pace: Pace) -> list[StripeId]:
+        now = self._clock.now()
+        self._hopeless = {stripe: due for stripe, due in self._hopeless.items() if due > now}
+        limit = CLEAN_BATCH + len(self._hopeless)
+        found = self._target.sparse_stripes(pace.live_fraction, limit)
+        for stripe in found:
+            # What was emptied in the last round should be dead by now.
+            if stripe in self._tried and len(self._hopeless) < HOPELESS_MAX:
+                self._hopeless[stripe] = now + HOPELESS_SECONDS
+        self._tried.clear()
+        return [stripe for stripe in found if stripe not in self._hopeless][:CLEAN_BATCH]
 
     async def _drop_dead(self, pace: Pace) -> int:
         dropped = 0
-        while dead := self._target.dead_stripes(DROP_BATCH):
+        while True:
             started = self._clock.now()
-            await self._target.drop_stripes(dead)
-            await self._store.drop(dead)
-            dropped += len(dead)
-            if len(dead) < DROP_BATCH or self._signal.wanted:
+            count = await self._target.drop_dead(DROP_BATCH)
+            dropped += count
+            if count < DROP_BATCH or self._signal.wanted:
                 break
             await self._rest(started, pace)
         self.dropped_stripes += dropped
         return dropped
 
-    async def _empty(self, stripe: StripeId, pace: Pace) -> None:
-        for live in self._target.live_ranges(stripe):
+    async def _empty(self, stripe: StripeId, pace: Pace) -> bool:
+        """Copy what is alive; False if there is no room for copies now."""
+        ranges = self._target.live_ranges(stripe)
+        if sum(live.length for live in ranges) >= PREFETCH_FROM:
+            self._store.prefetch(stripe)
+        self._tried.add(stripe)
+        for live in ranges:
             for piece in split(live, FUSE_WRITE_SIZE_MAX):
                 started = self._clock.now()
-                data = await self._store.read(stripe, piece.stripe_offset, piece.length)
-                await self._store.admit_for_reclaim(piece.length)
-                # No await between append and relocate's proposal: the copy has its reference
-                # before any barrier can see it.
-                fragments = self._store.append(piece.inode, piece.offset, data)
-                await self._target.relocate(
-                    piece.inode, piece.offset, piece.length, stripe, piece.stripe_offset, fragments
-                )
-                self.moved_bytes += piece.length
+                try:
+                    await self._copy(stripe, piece)
+                except PosixError as error:
+                    if error.errno == EIO:
+                        return True  # beyond redundancy: others are not
+                    self._tried.discard(stripe)
+                    if error.errno == ENOSPC:
+                        return False
+                    raise
                 await self._rest(started, pace)
+        return True
+
+    async def _copy(self, stripe: StripeId, piece: LiveRange) -> None:
+        data = self._store.read_now(stripe, piece.stripe_offset, piece.length)
+        if data is None:
+            data = await self._store.read(stripe, piece.stripe_offset, piece.length)
+        await self._store.admit_for_reclaim(piece.length)
+        # No await between append and relocate's proposal: the copy has its reference
+        # before any barrier can see it.
+        fragments = self._store.append(piece.inode, piece.offset, data)
+        await self._target.relocate(
+            piece.inode, piece.offset, piece.length, stripe, piece.stripe_offset, fragments
+        )
+        self.moved_bytes += piece.length
 
     async def _rest(self, started: float, pace: Pace) -> None:
         """Sleep as long as the pace asks for work since `started`, or until somebody needs space."""
         worked = self._clock.now() - started
-        await self._signal.wait(worked * (1.0 / pace.duty - 1.0))
+        if self._signal.wanted:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._signal.wait(worked * (1.0 / pace.duty - 1.0))

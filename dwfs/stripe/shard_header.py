@@ -34,6 +34,11 @@ class ShardHeader(msgspec.Struct, frozen=True, array_like=True):
     number: int
 
 
+# Made once, here: msgspec (0.22) builds what it needs of a type at the type's first use, and two
+# threads that do so at the same time crash the process.
+_DECODER: Final = msgspec.msgpack.Decoder(ShardHeader)
+
+
 def encode_header(pool: PoolId, volume: VolumeId, seal: StripeSeal, number: int) -> bytes:
     """The header of shard `number`; the stripe id itself is in the shard's key."""
     return msgspec.msgpack.encode(
@@ -54,7 +59,7 @@ def encode_header(pool: PoolId, volume: VolumeId, seal: StripeSeal, number: int)
 def decode_header(header: bytes) -> ShardHeader | None:
     """The header, or None if it is not one that this version understands."""
     try:
-        decoded = msgspec.msgpack.decode(header, type=ShardHeader)
+        decoded = _DECODER.decode(header)
     except msgspec.DecodeError:
         return None
     return decoded if decoded.format == SHARD_FORMAT else None

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import trio
 
-from dwfs.errors import MediumError, PosixError
+from dwfs.errors import PosixError
 from dwfs.limits import (
     LOG_INLINE_MAX,
     MIB,
@@ -33,22 +33,23 @@ from dwfs.limits import (
     STRIPE_SIZE_MAX,
     STRIPES_IN_FLIGHT_MAX,
 )
-from dwfs.ports import DiskListing, ErasureCoder, Randomness, ShardStore, StripeCatalog
+from dwfs.ports import DiskListing, ErasureCoder, Randomness, StripeCatalog
 from dwfs.stripe.builder import StripeBuilder
 from dwfs.stripe.cache import ReadAheadCache
-from dwfs.stripe.gather import Damage, DamageObserver, ShardGatherer
+from dwfs.stripe.disposal import ShardDisposal
+from dwfs.stripe.flight import Flight, FlightState
+from dwfs.stripe.gather import ShardGatherer
 from dwfs.stripe.layout import buffer_capacity
+from dwfs.stripe.opened import Damage, DamageObserver
 from dwfs.stripe.reader import StripeReader
 from dwfs.stripe.sealing import BufferPool, CipherFactory, ThreadRunner
-from dwfs.stripe.space import ReclaimSignal, SpaceAccount
-from dwfs.stripe.writer import Flight, FlightState, StripeWriter
+from dwfs.stripe.space import RECLAIM_SHARE, ReclaimSignal, SpaceAccount
+from dwfs.stripe.writer import StripeWriter
 from dwfs.types import (
     BackReference,
-    DiskId,
     Fragment,
     Geometry,
     PoolId,
-    ShardKey,
     StripeData,
     StripeId,
     StripeSeal,
@@ -66,6 +67,7 @@ class StripeCounters(NamedTuple):
     degraded: int  # stripes written with a shard missing
     damaged: int  # shards found missing or damaged by reads
     rebuilt: int  # reads that needed other shards
+    hedged: int  # reads that other shards answered before the disk did
 
 
 class StripeStore:
@@ -104,6 +106,7 @@ class StripeStore:
         capacity = buffer_capacity(geometry.data, STRIPE_SECTORS_MAX, SECTOR_SIZE)
         self._buffers = BufferPool(capacity, keep=STRIPES_IN_FLIGHT_MAX + 1)
         self._space = SpaceAccount(disks, geometry)
+        self._disposal = ShardDisposal(disks, self._space, nursery)
         coder = coder_of(geometry)
         self._writer = StripeWriter(
             pool=pool,
@@ -117,14 +120,19 @@ class StripeStore:
             on_released=self._released,
             on_synced=self._synced,
         )
-        gatherer = ShardGatherer(disks, coder, coder_of, threads, self._found_damage)
-        cache = ReadAheadCache(gatherer, nursery, STRIPE_READ_CACHE_SIZE)
-        self._reader = StripeReader(gatherer, cache, cipher_of, self._seal_of)
+        self._gatherer = ShardGatherer(disks, coder, coder_of, threads, self._found_damage, nursery)
+        cache = ReadAheadCache(self._gatherer, nursery, STRIPE_READ_CACHE_SIZE)
+        self._reader = StripeReader(self._gatherer, cache, cipher_of, self._seal_of)
         self._open: StripeBuilder | None = None
         self._live: dict[StripeId, StripeBuilder] = {}  # stripes that are readable in memory
         self._unlogged = 0
         self._credit = 0
         self._damaged = 0
+
+    @property
+    def space(self) -> SpaceAccount:
+        """The account of the disks' free space, for others who put shards on them."""
+        return self._space
 
     # --- writing -----------------------------------------------------------------------------
 
@@ -134,7 +142,7 @@ class StripeStore:
             await self._writer.wait_for_room()
         if length <= self._credit or self._look_at_space(length):
             return
-        if self._reclaim is not None and await self._reclaim.request():
+        while await self._make_room():
             if self._writer.in_memory >= STRIPES_IN_FLIGHT_MAX:
                 await self._writer.wait_for_room()
             if self._look_at_space(length):
@@ -145,11 +153,17 @@ class StripeStore:
         """As `admit`, but may use the disks' reserve: reclaim gives back more than it takes."""
         if self._writer.in_memory >= STRIPES_IN_FLIGHT_MAX:
             await self._writer.wait_for_room()
-        usable = self._space.usable(into_reserve=True)
+        usable = self._space.usable(reserve_share=RECLAIM_SHARE)
         if usable is None:
             raise PosixError(EIO, "too few disks to write to")
         if length > usable - self._waiting_bytes():
             raise PosixError(ENOSPC, "the pool is full")
+
+    async def _make_room(self) -> bool:
+        """Have reclaim give space back; False if there is no more to come."""
+        if self._reclaim is None:
+            return False
+        return await self._reclaim.request() or await self._space.settle()
 
     def _waiting_bytes(self) -> int:
         opened = 0 if self._open is None else self._open.length
@@ -322,6 +336,10 @@ class StripeStore:
         return self._catalog.seal_of(stripe)
 
     def _found_damage(self, damage: Damage) -> None:
+        """Pass on what is still true: a reader may have looked where a shard no longer has to be."""
+        seal = self._seal_of(damage.stripe)
+        if seal is None or seal.placement[damage.shard] != damage.disk:
+            return
         self._damaged += 1
         if self._on_damage is not None:
             self._on_damage(damage)
@@ -334,8 +352,30 @@ class StripeStore:
     # --- stripes' end, and status ------------------------------------------------------------
 
     def is_in_memory(self, stripe: StripeId) -> bool:
-        """Whether the stripe is open or its seal is not yet committed (see `sweep`)."""
+        """Whether the stripe is open, its seal is not yet committed, or its shards are moving.
+
+        The sweep leaves such stripes alone: their shards may be in places that no seal tells yet.
+        """
+        return self._is_unsealed(stripe) or self._disposal.is_moving(stripe)
+
+    def _is_unsealed(self, stripe: StripeId) -> bool:
         return stripe in self._live or stripe in self._writer.flights
+
+    def begin_move(self, stripe: StripeId) -> bool:
+        """Claim a stripe whose shards are to change their places; `end_move` must follow.
+
+        False if it is unknown, not sealed and committed, or already moving.
+        """
+        if self._is_unsealed(stripe) or self._catalog.seal_of(stripe) is None:
+            return False
+        return self._disposal.begin_move(stripe)
+
+    def end_move(self, stripe: StripeId) -> None:
+        """The move is over, with or without success; the catalog tells where the shards are.
+
+        A stripe that died meanwhile has its shards deleted now.
+        """
+        self._disposal.end_move(stripe)
 
     def forget(self, stripe: StripeId) -> None:
         """The stripe's shards have moved (repair): read its seal again."""
@@ -345,37 +385,15 @@ class StripeStore:
         """Delete the shards of stripes that no durable state refers to.
 
         The catalog may already have forgotten them: what a disk's index holds is deleted. Disks
-        that are away are swept when they come back.
+        that are away are swept when they come back; for one that hangs nobody waits.
         """
-        doomed: dict[DiskId, list[ShardKey]] = {}
-        freed: dict[DiskId, int] = {}
+        doomed = []
         for stripe in stripes:
             seal = self._seal_of(stripe)
-            total = (self._geometry if seal is None else seal.geometry).total
-            keys = [ShardKey(stripe, shard) for shard in range(total)]
-            for store in self._disks:
-                found = [key for key in keys if store.has(key)]
-                if found:
-                    doomed.setdefault(store.disk, []).extend(found)
-                    size = sum(store.length(key) for key in found)
-                    freed[store.disk] = freed.get(store.disk, 0) + size
+            doomed.append((stripe, (self._geometry if seal is None else seal.geometry).total))
             self._reader.forget(stripe)
             self._writer.forget(stripe)
-            await trio.lowlevel.checkpoint()
-
-        async def delete(store: ShardStore, keys: Sequence[ShardKey]) -> None:
-            try:
-                await store.delete(keys)
-            except MediumError as error:
-                self._disks.failed(error, store.disk)
-            else:
-                self._space.note_drop(store.disk, freed[store.disk])
-
-        async with trio.open_nursery() as nursery:
-            for disk, found in doomed.items():
-                present = self._disks.get(disk)
-                if present is not None:
-                    nursery.start_soon(delete, present, found)
+        await self._disposal.drop(doomed)
         self._credit = 0  # look again: space was given back
 
     def free_bytes(self) -> int:
@@ -398,4 +416,5 @@ class StripeStore:
             degraded=self._writer.degraded,
             damaged=self._damaged,
             rebuilt=self._reader.rebuilt_runs,
+            hedged=self._gatherer.hedges_won,
         )

@@ -13,7 +13,8 @@ A closed stripe is a *flight*. Its states:
 - FAILED: fewer than k shards could be stored. The stripe stays in memory and readable; `settle`
   and `wait_for_room` try again.
 
-A failed put is repeated on another disk. A failed sync means that the kernel may have dropped
+A failed put is repeated on another disk. A put that is given up, because its disk hangs, may still
+read from the stripe's buffers for as long as it hangs: they are never used again. A failed sync means that the kernel may have dropped
 pages it will never report again, so every shard of the disk not covered by an earlier sync is
 written afresh elsewhere, and the disk is not used again for that stripe.
 
@@ -29,14 +30,13 @@ left to do for whoever calls fsync, and one sync serves many stripes.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
-from errno import EIO
+from errno import EIO, ENOSPC
 
 import msgspec
 import trio
 
-from dwfs.errors import DiskFullError, MediumError, PosixError
+from dwfs.errors import DiskFullError, DiskTimeoutError, MediumError, PosixError
 from dwfs.limits import (
     CODING_INLINE_MAX,
     LOG_INLINE_MAX,
@@ -47,57 +47,13 @@ from dwfs.limits import (
 )
 from dwfs.ports import DiskListing, ErasureCoder, ShardStore
 from dwfs.stripe.builder import StripeBuilder
-from dwfs.stripe.layout import StripeLayout, buffer_capacity
+from dwfs.stripe.flight import NO_DISK, Flight, FlightState
+from dwfs.stripe.layout import buffer_capacity
 from dwfs.stripe.placement import choose_disks
 from dwfs.stripe.sealing import BufferPool, ThreadRunner
 from dwfs.stripe.shard_header import encode_header
-from dwfs.stripe.space import SpaceAccount
+from dwfs.stripe.space import ADMITTED_SHARE, SpaceAccount, shard_cost
 from dwfs.types import DiskId, Geometry, PoolId, ShardKey, StripeId, StripeSeal, VolumeId
-
-NO_DISK = DiskId(b"")
-
-
-class FlightState(enum.Enum):
-    """See the module's diagram."""
-
-    QUEUED = enum.auto()
-    WRITING = enum.auto()
-    WRITTEN = enum.auto()
-    SYNCED = enum.auto()
-    FAILED = enum.auto()
-
-
-class Flight:
-    """One closed stripe until its seal is committed."""
-
-    __slots__ = (
-        "avoid",
-        "builder",
-        "handed_out",
-        "layout",
-        "parity",
-        "parity_buffer",
-        "placement",
-        "released",
-        "seal",
-        "state",
-        "unsynced",
-        "waiting_bytes",
-    )
-
-    def __init__(self, builder: StripeBuilder, layout: StripeLayout, seal: StripeSeal) -> None:
-        self.builder = builder
-        self.layout = layout
-        self.seal = seal  # its placement becomes true when the flight is SYNCED
-        self.state = FlightState.QUEUED
-        self.placement: list[DiskId] = [NO_DISK] * layout.total
-        self.unsynced: set[int] = set()  # shards put, but not yet covered by a sync
-        self.avoid: set[DiskId] = set()  # disks that failed this stripe
-        self.parity: list[memoryview] = []
-        self.parity_buffer: bytearray | None = None
-        self.handed_out = False
-        self.released = False  # the buffer is given back: read from the disks
-        self.waiting_bytes = builder.length  # until the disks report them as used
 
 
 class StripeWriter:
@@ -185,7 +141,7 @@ class StripeWriter:
             states = {flight.state for flight in held}
             if states == {FlightState.FAILED}:
                 if retried:
-                    raise PosixError(EIO, "too few disks can take a stripe")
+                    raise self._refusal(held)
                 retried = True
                 self._retry(held)
             if FlightState.WRITTEN in states:
@@ -206,7 +162,7 @@ class StripeWriter:
             elif FlightState.WRITTEN in states:
                 await self._sync()
             elif FlightState.FAILED in states:
-                raise PosixError(EIO, "too few disks can take a stripe")
+                raise self._refusal(wanted)
             elif self._loss_untold:
                 self._loss_untold = False
                 raise PosixError(EIO, "more disks failed to sync than parity can replace")
@@ -218,7 +174,18 @@ class StripeWriter:
             if flight.state is FlightState.FAILED:
                 flight.state = FlightState.QUEUED
                 flight.avoid.clear()
+                flight.full.clear()
                 self._nursery.start_soon(self._write, flight)
+
+    def _refusal(self, flights: Sequence[Flight]) -> PosixError:
+        """Why the FAILED ones of `flights` can't be stored: for lack of room, or of disks."""
+        for flight in flights:
+            if flight.state is FlightState.FAILED:
+                broken = flight.avoid - flight.full
+                sound = [store for store in self._disks.writable() if store.disk not in broken]
+                if len(sound) < flight.layout.data:
+                    return PosixError(EIO, "too few disks can take a stripe")
+        return PosixError(ENOSPC, "the disks are full")
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -271,18 +238,20 @@ class StripeWriter:
             async with trio.open_nursery() as nursery:
                 # Data shards come first: with too few disks it is parity that goes without.
                 for shard, store in zip(missing, chosen, strict=False):
+                    # Promised before anybody else can choose; redeemed when the put is over.
+                    self._space.promise(store.disk, layout.payload_length(shard))
                     nursery.start_soon(self._put, flight, shard, store)
         # Empty data shards count as stored: everybody knows what they hold.
         return layout.total - len(missing) >= layout.data
 
     def _choose(self, flight: Flight, count: int) -> list[ShardStore]:
         exclude = flight.avoid.union(flight.placement)
-        width = flight.layout.shard_length
+        width = shard_cost(flight.layout.shard_length)
         stripe = flight.builder.stripe
         disks = choose_disks(stripe, self._space.candidates(exclude), count, width)
         if len(disks) < count:
             # The bytes were admitted, so they may use what is reserved.
-            candidates = self._space.candidates(exclude, into_reserve=True)
+            candidates = self._space.candidates(exclude, reserve_share=ADMITTED_SHARE)
             disks = choose_disks(stripe, candidates, count, width)
         return [store for disk in disks if (store := self._disks.get(disk)) is not None]
 
@@ -297,13 +266,17 @@ class StripeWriter:
             await store.put(ShardKey(flight.builder.stripe, shard), header, payload)
         except DiskFullError:
             flight.avoid.add(store.disk)
+            flight.full.add(store.disk)
         except MediumError as error:
+            flight.lent = flight.lent or isinstance(error, DiskTimeoutError)
             flight.avoid.add(store.disk)
             self._disks.failed(error, store.disk)
         else:
             flight.placement[shard] = store.disk
             flight.unsynced.add(shard)
             self._space.note_put(store.disk, len(payload))
+        finally:
+            self._space.redeem(store.disk, len(payload))
 
     def _sync_if_due(self) -> None:
         waiting = sum(f.state is FlightState.WRITTEN for f in self.flights.values())
@@ -382,12 +355,15 @@ class StripeWriter:
         flight.released = True
         self.in_memory -= 1
         self._on_released(flight)
-        # All puts have returned (shielded by the disks' executors), so nobody reads the buffers.
-        self._buffers.give(flight.builder.release())
+        buffer, parity_buffer = flight.builder.release(), flight.parity_buffer
         flight.parity = []
-        if flight.parity_buffer is not None:
-            self._parity_buffers.give(flight.parity_buffer)
-            flight.parity_buffer = None
+        flight.parity_buffer = None
+        if flight.lent:
+            return  # the garbage collector takes them when the disk lets go
+        # All puts have returned (shielded by the disks' executors), so nobody reads the buffers.
+        self._buffers.give(buffer)
+        if parity_buffer is not None:
+            self._parity_buffers.give(parity_buffer)
 
     def _finish(self, flight: Flight) -> None:
         flight.seal = msgspec.structs.replace(flight.seal, placement=tuple(flight.placement))

@@ -9,7 +9,6 @@ Candidates for reclaim are kept in memory, built by one scan at open and maintai
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from itertools import islice
 from typing import Final
@@ -22,8 +21,11 @@ from dwfs.volume.records import StripeRecord
 from dwfs.volume.store import KIND_STRIPE, KIND_SUMMARY, StateStore
 from dwfs.volume.table import Table
 
-SPARSE_FRACTION_MAX: Final = 0.75  # fuller stripes are never worth copying
-SPARSE_TRACKED_MAX: Final = 65_536  # some 10 MiB; beyond that, found again by a later scan
+# Fuller stripes are never worth copying. Random overwrites of a pool that is 90 % full leave no
+# stripe with less than 80 % of its bytes alive, so the bound must be far above that.
+SPARSE_FRACTION_MAX: Final = 0.97
+SPARSE_TRACKED_MAX: Final = 65_536  # some 15 MiB; beyond that, found again by a later scan
+SPARSE_CLASSES: Final = 32  # of live share: the worst are found without looking at all
 DIRTY_QUOTA: Final = limits.DIRTY_OBJECTS_MAX // 4
 
 _encoder = msgspec.msgpack.Encoder()
@@ -44,7 +46,8 @@ class StripeTable:
             DIRTY_QUOTA,
         )
         self._dead: dict[StripeId, None] = {}
-        self._sparse: dict[StripeId, float] = {}
+        self._sparse: dict[StripeId, float] = {}  # → live share
+        self._classes: list[dict[StripeId, None]] = [{} for _ in range(SPARSE_CLASSES)]
         self._pins: Counter[StripeId] = Counter()
         self._untracked = False  # some sparse stripe found no room in _sparse
         self._scan()
@@ -58,17 +61,27 @@ class StripeTable:
                 self._classify(stripe, record.live_bytes, record.seal.length)
 
     def _classify(self, stripe: StripeId, live_bytes: int, length: int) -> None:
+        self._untrack(stripe)
         if live_bytes == 0:
             self._dead[stripe] = None
-            self._sparse.pop(stripe, None)
             return
         fraction = live_bytes / length
         if fraction > SPARSE_FRACTION_MAX:
-            self._sparse.pop(stripe, None)
-        elif len(self._sparse) < SPARSE_TRACKED_MAX or stripe in self._sparse:
-            self._sparse[stripe] = fraction
-        else:
+            return
+        rank = int(fraction * SPARSE_CLASSES)
+        if len(self._sparse) >= SPARSE_TRACKED_MAX:
             self._untracked = True
+            fullest = max(number for number, members in enumerate(self._classes) if members)
+            if rank >= fullest:
+                return
+            self._untrack(next(iter(self._classes[fullest])))
+        self._sparse[stripe] = fraction
+        self._classes[rank][stripe] = None
+
+    def _untrack(self, stripe: StripeId) -> None:
+        fraction = self._sparse.pop(stripe, None)
+        if fraction is not None:
+            del self._classes[int(fraction * SPARSE_CLASSES)][stripe]
 
     def adjust(self, stripe: StripeId, change: int) -> None:
         """Add `change` to the stripe's live bytes; the record is made if it is new."""
@@ -179,8 +192,12 @@ class StripeTable:
         if self._untracked and len(self._sparse) < SPARSE_TRACKED_MAX // 2:
             self.table.flush()
             self._scan()
-        fitting = ((f, stripe) for stripe, f in self._sparse.items() if f <= live_fraction)
-        return [stripe for _, stripe in heapq.nsmallest(limit, fitting)]
+        found: list[tuple[float, StripeId]] = []
+        for members in self._classes:
+            found += sorted((self._sparse[stripe], stripe) for stripe in members)
+            if len(found) >= limit or (found and found[-1][0] > live_fraction):
+                break
+        return [stripe for fraction, stripe in found[:limit] if fraction <= live_fraction]
 
     def seals(self, after: StripeId | None, limit: int) -> list[StripeSeal]:
         """Up to `limit` seals in the order of their ids, strictly after `after`; no summaries.

@@ -60,7 +60,7 @@ class Model:
             assert seal.stripe not in self.sealed
             assert seal.length == len(self.content[seal.stripe])
             self.sealed.add(seal.stripe)
-            self.bench.catalog.seals[seal.stripe] = seal
+            self.bench.catalog.known[seal.stripe] = seal
         self.bench.store.committed(seals)
 
     def check_log_is_complete(self) -> None:

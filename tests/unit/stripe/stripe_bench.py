@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -12,12 +13,19 @@ import trio
 from dwfs.crypto import RootKeys, SecretBytes
 from dwfs.disk.space import reserve_bytes
 from dwfs.erasure import make_coder
-from dwfs.errors import MediumError, ShardDamagedError, ShardMissingError
+from dwfs.errors import (
+    DiskFullError,
+    DiskTimeoutError,
+    MediumError,
+    ShardDamagedError,
+    ShardMissingError,
+)
 from dwfs.limits import GIB
-from dwfs.ports import ShardStore
-from dwfs.stripe import Damage, ReclaimSignal, StripeStore
+from dwfs.ports import DiskRole, ScrubFinding, ScrubPiece, ShardStore
+from dwfs.stripe import Damage, ReclaimSignal, StripeStore, ThreadRunner
 from dwfs.types import (
     DiskId,
+    DiskPosition,
     DiskSpace,
     Geometry,
     PoolId,
@@ -34,7 +42,10 @@ VOLUME = VolumeId(b"v" * 16)
 
 
 class FaultyDisk:
-    """A ShardStore in memory. A failed sync loses all that was put since the last one."""
+    """A ShardStore in memory. A failed sync loses all that was put since the last one.
+
+    While `hung` is an event, every operation that waits waits for it; `deadline_seconds` gives it up.
+    """
 
     def __init__(self, disk: DiskId, size: int = GIB) -> None:
         self.disk = disk
@@ -46,6 +57,18 @@ class FaultyDisk:
         self.unsynced: set[ShardKey] = set()
         self.cached = True
         self.syncs = 0
+        self.reads = 0
+        self.hung: trio.Event | None = None
+        self.deadline_seconds = inf
+
+    async def _begin(self, operation: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.hung is not None:
+            with trio.move_on_after(self.deadline_seconds) as scope:
+                await self.hung.wait()
+            if scope.cancelled_caught:
+                raise DiskTimeoutError(self.disk, operation, "timed out")
+        self._check(operation)
 
     def _check(self, operation: str) -> None:
         if self.dead:
@@ -57,8 +80,9 @@ class FaultyDisk:
         return self.shards[key][1]
 
     async def put(self, key: ShardKey, header: bytes, payload: memoryview) -> None:
-        await trio.lowlevel.checkpoint()
-        self._check("put")
+        await self._begin("put")
+        if len(payload) > self.size - self.space().used_bytes:
+            raise DiskFullError(self.disk, "put", "ENOSPC")
         if self.fail_puts:
             raise MediumError(self.disk, "put", "refused")
         assert len(header) <= 1024
@@ -73,19 +97,32 @@ class FaultyDisk:
 
     def read_cached(self, key: ShardKey, offset: int, length: int) -> bytes | None:
         self._check("read")
-        return bytes(self._payload(key)[offset : offset + length]) if self.cached else None
+        cached = self.cached and self.hung is None
+        return bytes(self._payload(key)[offset : offset + length]) if cached else None
 
     async def read(self, key: ShardKey, offset: int, length: int) -> bytes:
-        await trio.lowlevel.checkpoint()
-        self._check("read")
+        self.reads += 1
+        await self._begin("read")
         return bytes(self._payload(key)[offset : offset + length])
 
     async def read_verified(self, key: ShardKey) -> tuple[bytes, bytes]:
-        await trio.lowlevel.checkpoint()
-        self._check("read")
+        await self._begin("read")
         if key in self.damaged:
             raise ShardDamagedError(self.disk, "read", "checksum")
         return self.shards[key][0], bytes(self._payload(key))
+
+    async def read_back(self, key: ShardKey) -> tuple[bytes, bytes]:
+        return await self.read_verified(key)
+
+    async def scrub(self, start: DiskPosition, size_bytes: int) -> ScrubPiece:
+        await self._begin("scrub")
+        return ScrubPiece((), 0, 0, None)  # the mending's tests use MemoryShardStore
+
+    async def erase(self, finding: ScrubFinding) -> None:
+        await self._begin("erase")
+
+    async def adopt(self, finding: ScrubFinding) -> None:
+        await self._begin("adopt")
 
     @property
     def damaged(self) -> set[ShardKey]:
@@ -98,14 +135,12 @@ class FaultyDisk:
         self.shards[key] = (header + b"!", payload)
 
     async def delete(self, keys: Sequence[ShardKey]) -> None:
-        await trio.lowlevel.checkpoint()
-        self._check("delete")
+        await self._begin("delete")
         for key in keys:
             self.shards.pop(key, None)
 
     async def sync(self) -> None:
-        await trio.lowlevel.checkpoint()
-        self._check("sync")
+        await self._begin("sync")
         self.syncs += 1
         if self.fail_syncs:
             self.fail_syncs -= 1
@@ -124,20 +159,33 @@ class FaultyDisk:
 
     def space(self) -> DiskSpace:
         used = sum(len(payload) for _, payload in self.shards.values())
-        available = self.size - used - reserve_bytes(self.size)
-        return DiskSpace(self.size, max(0, available), used)
+        reserve = reserve_bytes(self.size)
+        available = self.size - used - reserve
+        left = max(0, reserve + min(0, available))
+        return DiskSpace(self.size, max(0, available), used, left)
 
 
 class Disks:
     """A DiskListing; a dead disk is not written to, and is listed until it is `removed`."""
 
     def __init__(self, count: int, size: int = GIB) -> None:
-        self.disks = [FaultyDisk(DiskId(bytes([n + 1]) * 16), size) for n in range(count)]
+        self.disks: list[FaultyDisk] = [
+            FaultyDisk(DiskId(bytes([n + 1]) * 16), size) for n in range(count)
+        ]
         self.removed: set[DiskId] = set()
+        self.roles: dict[DiskId, DiskRole] = {}
+        self.patience: dict[DiskId, float] = {}
         self.failures: list[DiskId] = []
 
     def writable(self) -> list[ShardStore]:
         return [disk for disk in self.disks if not disk.dead and disk.disk not in self.removed]
+
+    def role(self, disk: DiskId) -> DiskRole:
+        present = any(store.disk == disk for store in self)
+        return self.roles.get(disk, DiskRole.KEEP if present else DiskRole.GONE)
+
+    def patience_seconds(self, disk: DiskId) -> float:
+        return self.patience.get(disk, inf)
 
     def get(self, disk: DiskId) -> FaultyDisk | None:
         for store in self.disks:
@@ -157,16 +205,20 @@ class Catalog:
     """Seals by stripe."""
 
     def __init__(self) -> None:
-        self.seals: dict[StripeId, StripeSeal] = {}
+        self.known: dict[StripeId, StripeSeal] = {}
 
     def seal_of(self, stripe: StripeId) -> StripeSeal | None:
-        return self.seals.get(stripe)
+        return self.known.get(stripe)
 
     def dead_stripes(self, limit: int) -> list[StripeId]:
         return []
 
     def sparse_stripes(self, live_fraction: float, limit: int) -> list[StripeId]:
         return []
+
+    def seals(self, after: StripeId | None, limit: int) -> list[StripeSeal]:
+        floor = after or b""
+        return [self.known[stripe] for stripe in sorted(self.known) if stripe > floor][:limit]
 
 
 class SeededRandomness:
@@ -188,6 +240,16 @@ class TrioThreads:
         return await trio.to_thread.run_sync(function, *arguments)
 
 
+class InlineThreads:
+    """A ThreadRunner for simulated time, which must not run on while a real thread works."""
+
+    async def run(
+        self, function: Callable[[*ArgumentsT], ResultT], /, *arguments: *ArgumentsT
+    ) -> ResultT:
+        await trio.lowlevel.checkpoint()
+        return function(*arguments)
+
+
 class Bench:
     """A store, its disks and its catalog; `commit` plays the log."""
 
@@ -202,7 +264,7 @@ class Bench:
         self.store.rotate()
         seals = await self.store.settle()
         for seal in seals:
-            self.catalog.seals[seal.stripe] = seal
+            self.catalog.known[seal.stripe] = seal
         self.store.committed(seals)
         return seals
 
@@ -216,6 +278,7 @@ async def bench(
     seed: int = 0,
     catalog: Catalog | None = None,
     reclaim: ReclaimSignal | None = None,
+    threads: ThreadRunner | None = None,
 ) -> AsyncIterator[Bench]:
     """A store over disks in memory with real ciphers and a real coder."""
     listing = Disks(disks) if isinstance(disks, int) else disks
@@ -234,7 +297,7 @@ async def bench(
                 coder_of=make_coder,
                 cipher_of=lambda stripe, salt, version: volume.stripe_cipher(stripe, salt),
                 randomness=SeededRandomness(seed),
-                threads=TrioThreads(),
+                threads=threads or TrioThreads(),
                 nursery=nursery,
                 on_damage=found.append,
                 reclaim=reclaim,

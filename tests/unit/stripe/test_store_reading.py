@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from errno import EIO
 
+import msgspec
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from dwfs.errors import PosixError
 from dwfs.limits import SEALED_SECTOR_SIZE, SECTOR_SIZE, STRIPE_READ_CACHE_SIZE, STRIPE_SIZE_MAX
-from dwfs.stripe import DamageKind, layout_of
+from dwfs.ports import ShardFault
+from dwfs.stripe import layout_of
 from dwfs.types import ShardKey, StripeSeal
 from tests.unit.stripe.stripe_bench import Bench, FaultyDisk, bench
 
@@ -74,7 +76,7 @@ async def test_damaged_sector_is_rebuilt_and_reported() -> None:
         home(b, seal, 1).damage(ShardKey(seal.stripe, 1), 3 * SEALED_SECTOR_SIZE + 17)
         assert b.store.read_now(seal.stripe, 0, len(DATA)) is None
         assert await b.store.read(seal.stripe, 0, len(DATA)) == DATA
-        assert [(d.shard, d.kind) for d in b.damage] == [(1, DamageKind.DAMAGED)]
+        assert [(d.shard, d.fault) for d in b.damage] == [(1, ShardFault.ROTTEN)]
         assert b.store.counters().damaged == 1
 
 
@@ -84,9 +86,9 @@ async def test_damage_of_a_source_is_found_and_gone_around() -> None:
         home(b, seal, 0).shards.pop(ShardKey(seal.stripe, 0))
         home(b, seal, 3).damage(ShardKey(seal.stripe, 3), 5)
         assert await b.store.read(seal.stripe, 10, 500) == DATA[10:510]
-        kinds = {(d.shard, d.kind) for d in b.damage}
-        assert (0, DamageKind.MISSING) in kinds
-        assert (3, DamageKind.DAMAGED) in kinds
+        kinds = {(d.shard, d.fault) for d in b.damage}
+        assert (0, ShardFault.MISSING) in kinds
+        assert (3, ShardFault.ROTTEN) in kinds
 
 
 async def test_damage_in_different_columns_exceeds_parity_in_none() -> None:
@@ -132,7 +134,7 @@ async def test_read_cache_is_bounded() -> None:
             await b.store.admit(STRIPE_SIZE_MAX)
             b.store.append(1, number * STRIPE_SIZE_MAX, bytes(STRIPE_SIZE_MAX))
             await b.commit()
-        for stripe in b.catalog.seals:
+        for stripe in b.catalog.known:
             b.store.prefetch(stripe)
             with trio.fail_after(10):
                 await b.store.read(stripe, 0, 4096)
@@ -161,7 +163,7 @@ async def test_reader_follows_moved_shards() -> None:
         old = home(b, seal, 0)
         key = ShardKey(seal.stripe, 0)
         spare.shards[key] = old.shards.pop(key)
-        b.catalog.seals[seal.stripe] = StripeSeal(
+        b.catalog.known[seal.stripe] = StripeSeal(
             seal.stripe,
             seal.salt,
             seal.key_version,
@@ -181,7 +183,25 @@ async def test_unknown_stripe_and_bytes_beyond_the_end_give_eio() -> None:
         for offset, length in ((len(DATA), 1), (len(DATA) - 1, 2)):
             with pytest.raises(PosixError):
                 await b.store.read(seal.stripe, offset, length)
-        b.catalog.seals.clear()
+        b.catalog.known.clear()
         b.store.forget(seal.stripe)
         with pytest.raises(PosixError):
             await b.store.read(seal.stripe, 0, 1)
+
+
+async def test_damage_in_a_place_that_the_seal_has_left_is_not_reported() -> None:
+    async with bench(disks=7) as b:
+        seal = await stored(b)
+        spare = next(disk for disk in b.disks.disks if disk.disk not in seal.placement)
+        for disk in b.disks.disks:
+            disk.cached = False
+        old = home(b, seal, 0)
+        key = ShardKey(seal.stripe, 0)
+        assert await b.store.read(seal.stripe, 20_000, 100) == DATA[20_000:20_100]
+        spare.shards[key] = old.shards.pop(key)
+        b.catalog.known[seal.stripe] = msgspec.structs.replace(
+            seal, placement=(spare.disk, *seal.placement[1:])
+        )
+        assert await b.store.read(seal.stripe, 40_000, 100) == DATA[40_000:40_100]
+        assert not b.damage
+        assert b.store.counters().damaged == 0

@@ -7,6 +7,7 @@ from errno import EIO, ENOSPC
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from dwfs.errors import PosixError
 from dwfs.limits import (
@@ -112,6 +113,25 @@ async def test_failed_put_goes_to_another_disk() -> None:
         (seal,) = await b.commit()
         assert b.disks.disks[0].disk not in seal.placement
         assert absent_shards(seal) == []
+        assert await b.store.read(fragment.stripe, 0, len(data)) == data
+
+
+async def test_hung_put_goes_to_another_disk_and_its_buffers_are_never_used_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with bench(disks=7) as b:
+        for disk in b.disks.disks[:2]:
+            disk.hung, disk.deadline_seconds = trio.Event(), 12.0
+        data = noise(STRIPE_SIZE_MAX)
+        (fragment,) = b.store.append(1, 0, data)
+        buffer = b.store._live[fragment.stripe].buffer  # only memory itself shows who uses it
+        b.disks.disks[1].hung = None
+        (seal,) = await b.commit()
+        assert b.disks.disks[0].disk not in seal.placement
+        assert absent_shards(seal) == []
+        assert b.disks.failures == [b.disks.disks[0].disk]
+        b.store.append(1, 0, noise(STRIPE_SIZE_MAX - 1))
+        assert all(builder.buffer is not buffer for builder in b.store._live.values())
         assert await b.store.read(fragment.stripe, 0, len(data)) == data
 
 
@@ -247,7 +267,7 @@ async def test_drop_deletes_every_shard_even_without_a_seal() -> None:
         (fragment,) = b.store.append(1, 0, noise(200_000))
         await b.commit()
         assert b.store.read_now(fragment.stripe, 0, 10)
-        b.catalog.seals.clear()
+        b.catalog.known.clear()
         await b.store.drop([fragment.stripe])
         assert not any(disk.shards for disk in b.disks.disks)
         assert b.store.read_now(fragment.stripe, 0, 10) is None
