@@ -21,10 +21,16 @@ from typing import Final
 import msgspec
 
 from dwfs.errors import FormatError, PoolNotFoundError, UsageError
-from dwfs.limits import CONFIG_SIZE_MAX, DURABLE_WITHIN_SECONDS, POOL_NAME_LENGTH_MAX
+from dwfs.limits import (
+    CONFIG_SIZE_MAX,
+    DISK_REBUILD_SECONDS,
+    DURABLE_WITHIN_SECONDS,
+    POOL_NAME_LENGTH_MAX,
+)
 from dwfs.types import DiskId, PoolId
 
 CONFIG_VERSION: Final = 1
+_REBUILD_SECONDS_MAX: Final = 365 * 86_400
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -96,6 +102,15 @@ class Tunables(msgspec.Struct, frozen=True):
     """What an operator may change without harm to the contract that he has been told of."""
 
     durable_seconds: float = DURABLE_WITHIN_SECONDS
+    # How long a missing disk is waited for before its shards are rebuilt on the others.
+    rebuild_after_seconds: float = DISK_REBUILD_SECONDS
+
+
+class ScrubSchedule(msgspec.Struct, frozen=True):
+    """When the pool reads all that it holds by itself, and how fast."""
+
+    every_days: float = 30.0  # 0: never by itself
+    rate_mib: float | None = None  # MiB a second on each disk, at most; None: as it leaves room
 
 
 class PoolConfig(msgspec.Struct, frozen=True):
@@ -107,6 +122,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
     unlock: Unlock = Unlock()
     mount_options: tuple[str, ...] = ()
     tunables: Tunables = Tunables()
+    scrub: ScrubSchedule = ScrubSchedule()
 
     @property
     def uuid(self) -> str:
@@ -199,9 +215,14 @@ def render_config(config: PoolConfig) -> str:
         "",
         "[tunables]",
         f"durable_seconds = {config.tunables.durable_seconds!r}",
+        f"rebuild_after_seconds = {config.tunables.rebuild_after_seconds!r}",
         "",
-        "[disks]",
+        "[scrub]",
+        f"every_days = {config.scrub.every_days!r}",
     ]
+    if config.scrub.rate_mib is not None:
+        lines.append(f"rate_mib = {config.scrub.rate_mib!r}")
+    lines += ["", "[disks]"]
     for disk in config.disks:
         lines.append(f"{_quote(format_uuid(disk.id))} = {_quote(str(disk.path))}")
     return "\n".join(lines) + "\n"
@@ -223,6 +244,12 @@ class _FileUnlock(msgspec.Struct, forbid_unknown_fields=True):
 
 class _FileTunables(msgspec.Struct, forbid_unknown_fields=True):
     durable_seconds: float = DURABLE_WITHIN_SECONDS
+    rebuild_after_seconds: float = DISK_REBUILD_SECONDS
+
+
+class _FileScrub(msgspec.Struct, forbid_unknown_fields=True):
+    every_days: float = 30.0
+    rate_mib: float | None = None
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -235,6 +262,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     mount_options: list[str] = []
     unlock: _FileUnlock = msgspec.field(default_factory=_FileUnlock)
     tunables: _FileTunables = msgspec.field(default_factory=_FileTunables)
+    scrub: _FileScrub = msgspec.field(default_factory=_FileScrub)
 
 
 def _parse(document: dict[str, object], name: str) -> PoolConfig:
@@ -246,6 +274,13 @@ def _parse(document: dict[str, object], name: str) -> PoolConfig:
         raise ValueError(f"it names the pool {file.name!r}, not {name!r}")
     if not 0.1 <= file.tunables.durable_seconds <= 60:
         raise ValueError("durable_seconds must be between 0.1 and 60")
+    if not 0 <= file.tunables.rebuild_after_seconds <= _REBUILD_SECONDS_MAX:
+        raise ValueError("rebuild_after_seconds must be between 0 and 31536000 (a year)")
+    schedule = ScrubSchedule(file.scrub.every_days, file.scrub.rate_mib)
+    if not 0 <= schedule.every_days <= 3650:
+        raise ValueError("scrub: every_days must be between 0 (never) and 3650")
+    if schedule.rate_mib is not None and not 0.1 <= schedule.rate_mib <= 100_000:
+        raise ValueError("scrub: rate_mib must be between 0.1 and 100000")
     if not file.disks:
         raise ValueError("it lists no disks")
     disks = tuple(
@@ -262,7 +297,11 @@ def _parse(document: dict[str, object], name: str) -> PoolConfig:
             recovery_key_file=_path(file.unlock.recovery_key_file),
         ),
         mount_options=tuple(file.mount_options),
-        tunables=Tunables(durable_seconds=file.tunables.durable_seconds),
+        tunables=Tunables(
+            durable_seconds=file.tunables.durable_seconds,
+            rebuild_after_seconds=file.tunables.rebuild_after_seconds,
+        ),
+        scrub=schedule,
     )
 
 

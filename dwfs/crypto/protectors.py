@@ -250,9 +250,14 @@ def _bind(context: bytes, salt: bytes, cost: Argon2Cost | None, commitment: byte
     return fields + salt + commitment + context
 
 
+# Made once, here: msgspec (0.22) builds what it needs of a type at the type's first use, and two
+# threads that do so at the same time crash the process.
+_ENVELOPE_DECODER: Final = msgspec.msgpack.Decoder(_Envelope)
+
+
 def _decode(wrapped: bytes) -> _Envelope:
     try:
-        envelope = msgspec.msgpack.decode(wrapped, type=_Envelope)
+        envelope = _ENVELOPE_DECODER.decode(wrapped)
     except msgspec.DecodeError:
         raise FormatError("a keyslot is malformed; the pool header is damaged") from None
     if envelope.format != _FORMAT:

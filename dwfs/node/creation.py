@@ -140,6 +140,7 @@ def _create(
             keyslots=encode_slots(slots),
             root_volume=VolumeId(os.urandom(16)),
             created_ns=time.time_ns(),
+            state_id=os.urandom(16),
         )
         with keys.header_key().view() as key:
             for member, path in zip(members, plan.disks, strict=True):

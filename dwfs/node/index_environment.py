@@ -18,6 +18,9 @@ from dwfs.errors import DwfsError, NoSpaceError
 from dwfs.limits import GIB, POOL_DISKS_MAX
 
 MAP_SIZE: Final = 64 * GIB  # address space only; some 500 million shards
+_NOTES: Final = b"notes"  # a table of small things that must be committed with the indexes
+# A disk that is removed gives its tables back, but only with the next commit.
+_DISKS_MAX: Final = 2 * POOL_DISKS_MAX
 
 
 class IndexEnvironment:
@@ -29,7 +32,7 @@ class IndexEnvironment:
             self.environment = lmdb.open(
                 str(path),
                 map_size=MAP_SIZE,
-                max_dbs=TABLES_PER_DISK * POOL_DISKS_MAX,
+                max_dbs=TABLES_PER_DISK * _DISKS_MAX + 1,
                 subdir=False,
                 metasync=False,
                 sync=False,
@@ -39,6 +42,7 @@ class IndexEnvironment:
                 meminit=True,
             )
             self._transaction: Transaction = self.environment.begin(write=True)
+            self._notes = self.environment.open_db(_NOTES, txn=self._transaction)
         except lmdb.Error as error:
             raise self._failure("open", error) from error
 
@@ -46,6 +50,18 @@ class IndexEnvironment:
     def transaction(self) -> Transaction:
         """The open write transaction."""
         return self._transaction
+
+    def note(self, name: bytes) -> bytes | None:
+        """A note that was made earlier."""
+        value = self._transaction.get(name, db=self._notes)
+        return None if value is None else bytes(value)
+
+    def set_note(self, name: bytes, value: bytes) -> None:
+        """Make or replace a note; an empty value removes it. Lasts with the next commit."""
+        if value:
+            self._transaction.put(name, value, db=self._notes)
+        else:
+            self._transaction.delete(name, db=self._notes)
 
     def commit(self) -> None:
         """End the transaction and begin the next. Not durable before `sync`."""

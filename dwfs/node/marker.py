@@ -7,6 +7,11 @@ wrote, and whether it closed in order and synced. The state may be believed if i
 cleanly, or if the machine has not rebooted since. Otherwise it is discarded and made anew from
 the disks, which is always possible.
 
+A state directory can also be left behind: the pool is imported on another machine, used there, and
+comes back. So the pool header names the state directory that is up to date by a random `state_id`,
+which the marker repeats. Whoever makes a state anew gives the pool a new one, before anything else
+is written; every other state directory is stale from then on.
+
 Safety: the marker turns "in use" (durably) before the first change of the state, and "clean" only
 after the state itself was synced.
 """
@@ -32,6 +37,12 @@ class Marker(msgspec.Struct, frozen=True):
     pool: str  # hex; a state directory left by another pool of the same name is not ours
     boot_id: str  # of the boot in which the state was last written
     clean: bool  # closed in order, everything synced
+    state_id: str = ""  # hex; that of the pool header when the state was made
+
+
+# Made once, here: msgspec (0.22) builds what it needs of a type at the type's first use, and two
+# threads that do so at the same time crash the process.
+_DECODER: Final = msgspec.json.Decoder(Marker)
 
 
 def current_boot_id() -> str:
@@ -42,28 +53,26 @@ def current_boot_id() -> str:
         return os.urandom(16).hex()
 
 
-def is_believable(directory: Path, pool: PoolId) -> bool:
+def is_believable(directory: Path, pool: PoolId, state_id: bytes) -> bool:
     """Whether the state directory is consistent (if perhaps behind the log)."""
-    marker = _read(directory)
-    if marker is None or marker.format != STATE_FORMAT or marker.pool != pool.hex():
-        return False
-    return marker.clean or marker.boot_id == current_boot_id()
+    marker = _read_ours(directory, pool, state_id)
+    return marker is not None and (marker.clean or marker.boot_id == current_boot_id())
 
 
-def is_clean(directory: Path, pool: PoolId) -> bool:
-    """Whether the state directory was closed in order by this pool."""
-    marker = _read(directory)
-    return (
-        marker is not None
-        and marker.format == STATE_FORMAT
-        and marker.pool == pool.hex()
-        and marker.clean
-    )
+def is_clean(directory: Path, pool: PoolId, state_id: bytes) -> bool:
+    """Whether the state directory was closed in order by this pool, and nobody used the pool since."""
+    marker = _read_ours(directory, pool, state_id)
+    return marker is not None and marker.clean
 
 
-def mark(directory: Path, pool: PoolId, *, clean: bool) -> None:
+def is_current(directory: Path, pool: PoolId, state_id: bytes) -> bool:
+    """Whether the pool header still means this state directory, believable or not."""
+    return _read_ours(directory, pool, state_id) is not None
+
+
+def mark(directory: Path, pool: PoolId, state_id: bytes, *, clean: bool) -> None:
     """Write the marker durably and atomically."""
-    marker = Marker(STATE_FORMAT, pool.hex(), current_boot_id(), clean)
+    marker = Marker(STATE_FORMAT, pool.hex(), current_boot_id(), clean, state_id.hex())
     target = directory / "marker"
     temporary = directory / "marker.new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -79,8 +88,10 @@ def mark(directory: Path, pool: PoolId, *, clean: bool) -> None:
         os.close(folder)
 
 
-def _read(directory: Path) -> Marker | None:
+def _read_ours(directory: Path, pool: PoolId, state_id: bytes) -> Marker | None:
     try:
-        return msgspec.json.decode((directory / "marker").read_bytes(), type=Marker)
+        marker = _DECODER.decode((directory / "marker").read_bytes())
     except (OSError, msgspec.DecodeError):
         return None
+    expected = (STATE_FORMAT, pool.hex(), state_id.hex())
+    return marker if (marker.format, marker.pool, marker.state_id) == expected else None

@@ -5,7 +5,8 @@ Two cases, told apart by the marker in the state directory:
 *Believable* (closed in order, or only the process died): the databases are whole as of their last
 commit. The indexes catch up with the tails of the segments, the volume's state with the log.
 
-*Not believable* (machine crashed, directory new or lost): everything is made anew. The state comes
+*Not believable* (machine crashed, directory new, lost, or left behind when the pool was used
+elsewhere): everything is made anew. The state comes
 from the newest snapshot on the disks, or from nothing if there never was one, and the log; the
 indexes from the segments. While that is under way there is no marker at all, so an interruption
 leads here again.
@@ -14,15 +15,15 @@ leads here again.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
-import trio
 
 from dwfs.errors import DamageError, NotEnoughDisksError
-from dwfs.log import LogInventory, MirroredLog, PosixMedium, find_snapshot
+from dwfs.log import LogInventory, MirroredLog, find_snapshot
 from dwfs.node import marker
 from dwfs.node.foundation import Foundation
 from dwfs.ports import DataStore
@@ -32,6 +33,8 @@ from dwfs.volume import Recovery, StateStore, VolumeState, recover
 _log = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]  # what, done, in all
+
+_STATE_ID_SIZE: Final = 16
 
 
 class StateRecovery(msgspec.Struct):
@@ -51,18 +54,21 @@ async def recover_databases(
     Raises DamageError, FormatError, NotEnoughDisksError.
     """
     header = foundation.header
+    platform = foundation.platform
     directory = foundation.state_directory
-    believable = marker.is_believable(directory, header.pool)
-    was_clean = marker.is_clean(directory, header.pool)
+    believable = marker.is_believable(directory, header.pool, header.state_id)
+    was_clean = marker.is_clean(directory, header.pool, header.state_id)
     if believable and not foundation.beyond_redundancy:
-        await trio.to_thread.run_sync(_mark_in_use, directory, foundation)
+        await platform.run_blocking(_mark_in_use, directory, foundation)
     elif not believable:
-        await trio.to_thread.run_sync(discard_state, directory)
+        was_current = marker.is_current(directory, header.pool, header.state_id)
+        await platform.run_blocking(discard_state, directory)
+        if not was_current and not first_opening:
+            await _disown_other_states(foundation)
     index, store = foundation.open_databases()
-    medium = PosixMedium()
     loaded = 0
     if not believable and not first_opening:
-        loaded = await _load_snapshot(foundation, store, medium, report)
+        loaded = await _load_snapshot(foundation, store, report)
     await foundation.open_stores(trusted=believable, progress=report)
     if foundation.beyond_redundancy and not was_clean:
         raise NotEnoughDisksError(
@@ -70,12 +76,12 @@ async def recover_databases(
             "may be: "
             + "; ".join(f"{one.directory}: {one.reason}" for one in foundation.lost_disks)
         )
-    inventory = await trio.to_thread.run_sync(
+    inventory = await platform.run_blocking(
         MirroredLog.recover,
         foundation.directories(),
         header.pool,
         foundation.pool_keys.log,
-        medium,
+        platform.medium,
     )
     for note in inventory.notes:
         _log.warning("%s", note)
@@ -100,7 +106,7 @@ def replay_log(
     """
     volume = foundation.header.root_volume
     replay_from = recovery.state.meta.replay_from
-    started = time.monotonic()
+    started = foundation.platform.clock.now()
 
     def payloads() -> Iterator[bytes]:
         records = recovery.inventory.replay(
@@ -118,7 +124,7 @@ def replay_log(
         _log.warning("going on with the state as it was closed: %s", error)
         return recover(recovery.state, data_store, [])
     if result.replayed:
-        seconds = time.monotonic() - started
+        seconds = foundation.platform.clock.now() - started
         _log.info("replayed %d commands in %.2f s", result.replayed, seconds)
     for stripe in result.lost:
         _log.error("stripe %s was never made durable and is lost", stripe.hex())
@@ -138,21 +144,30 @@ def discard_state(directory: Path) -> None:
 
 
 def _mark_in_use(directory: Path, foundation: Foundation) -> None:
-    marker.mark(directory, foundation.header.pool, clean=False)
+    header = foundation.header
+    marker.mark(directory, header.pool, header.state_id, clean=False)
 
 
-async def _load_snapshot(
-    foundation: Foundation, store: StateStore, medium: PosixMedium, report: Report
-) -> int:
+async def _disown_other_states(foundation: Foundation) -> None:
+    """Make every state directory of this pool stale, wherever one may have been left.
+
+    Comes before anything else is written, or a state that was left behind could be believed although
+    the disks have moved on. A crash after it leads here again, because there is no marker.
+    """
+    fresh = foundation.platform.randomness.bytes(_STATE_ID_SIZE)
+    await foundation.membership.change_header(partial(msgspec.structs.replace, state_id=fresh))
+
+
+async def _load_snapshot(foundation: Foundation, store: StateStore, report: Report) -> int:
     """Fill the empty state from the newest snapshot; returns its size, 0 if there never was one."""
     header = foundation.header
-    snapshot = await trio.to_thread.run_sync(
+    snapshot = await foundation.platform.run_blocking(
         find_snapshot,
         foundation.directories(),
         header.pool,
         header.root_volume,
         foundation.volume_keys.snapshots,
-        medium,
+        foundation.platform.medium,
     )
     if snapshot is None:
         return 0

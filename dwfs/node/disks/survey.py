@@ -10,15 +10,18 @@ header is damaged in both copies, is only missing: that is what redundancy is fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from dwfs.config import PoolConfig, format_uuid
 from dwfs.disk import (
+    POSIX_MEDIUM,
     DiskCondition,
     FreeSpace,
     HeaderSurvey,
+    Medium,
     PoolHeader,
     StoredHeader,
     free_space,
@@ -26,7 +29,14 @@ from dwfs.disk import (
     read_header,
     survey_headers,
 )
-from dwfs.errors import DwfsError, FormatError, NotEnoughDisksError
+from dwfs.disk.header import HEADER_NAME
+from dwfs.errors import (
+    DwfsError,
+    ForeignFormatError,
+    FormatError,
+    NewerFormatError,
+    NotEnoughDisksError,
+)
 from dwfs.node.status import (
     DiskState,
     DiskStatus,
@@ -45,6 +55,8 @@ class FoundDisk(msgspec.Struct, frozen=True):
     directory: Path
     stored: StoredHeader | None  # None: missing
     problem: str  # why it is missing; for people
+    wish: str = "active"  # the member's state in the header: "active", "offline", "removing"
+    label: str = ""
 
 
 class PoolSurvey(msgspec.Struct, frozen=True):
@@ -65,25 +77,47 @@ class PoolSurvey(msgspec.Struct, frozen=True):
         return [disk for disk in self.disks if disk.stored is None]
 
 
-def survey_disks(config: PoolConfig) -> PoolSurvey:
-    """Read the headers of all configured disks; blocking.
+class Look(msgspec.Struct, frozen=True):
+    """What one directory holds: a header, or why there is none."""
+
+    directory: Path
+    stored: StoredHeader | None
+    error: DwfsError | None
+    damaged: bool = False  # a disk is there, but its header is damaged in both copies
+
+
+def look_at(directory: Path, medium: Medium) -> Look:
+    """Read the header in one directory; blocking. Raises OSError if the disk doesn't answer."""
+    try:
+        return Look(directory, read_header(directory, medium), None)
+    except FormatError as error:
+        foreign = isinstance(error, ForeignFormatError | NewerFormatError)
+        return Look(directory, None, error, not foreign and _holds_disk(directory, medium))
+    except DwfsError as error:
+        return Look(directory, None, error)
+
+
+def survey_disks(config: PoolConfig, medium: Medium = POSIX_MEDIUM) -> PoolSurvey:
+    """Read the headers of all configured disks, one after another; blocking.
 
     Raises FormatError for what must not be touched, NotEnoughDisksError if no disk can be read.
     """
+    return judge(config, [look_at(disk.path, medium) for disk in config.disks], medium)
+
+
+def judge(config: PoolConfig, looks: Sequence[Look], medium: Medium = POSIX_MEDIUM) -> PoolSurvey:
+    """What the configured directories hold together. Raises as `survey_disks`."""
     found: list[StoredHeader] = []
     problems: dict[Path, str] = {}
-    damage: FormatError | None = None
-    for disk in config.disks:
-        try:
-            found.append(read_header(disk.path))
-        except FormatError as error:
-            if "newer dwfs" in str(error):
-                raise
-            problems[disk.path] = _missing_reason(disk.path, str(error))
-            if (disk.path / "dwfs-disk").exists():
-                damage = error
-        except DwfsError as error:
-            problems[disk.path] = str(error)
+    damage: DwfsError | None = None
+    for look in looks:
+        if look.stored is not None:
+            found.append(look.stored)
+        elif isinstance(look.error, NewerFormatError):
+            raise look.error
+        else:
+            problems[look.directory] = _problem(look, medium)
+            damage = look.error if look.damaged else damage
     if not found:
         if damage is not None:
             raise damage
@@ -92,6 +126,16 @@ def survey_disks(config: PoolConfig) -> PoolSurvey:
     result = survey_headers(found, config.pool)
     _refuse_confusion(config, result)
     return _combine(config, result, problems)
+
+
+def _problem(look: Look, medium: Medium) -> str:
+    text = str(look.error)
+    # Only of a directory that answered is more asked than was found.
+    return _missing_reason(look.directory, text, medium) if _answered(look) else text
+
+
+def _answered(look: Look) -> bool:
+    return isinstance(look.error, FormatError)
 
 
 def read_newest_header(config: PoolConfig) -> PoolHeader:
@@ -151,26 +195,39 @@ def _combine(config: PoolConfig, result: HeaderSurvey, problems: dict[Path, str]
     for member in result.newest.header.members:
         stored = by_id.get(member.id)
         if stored is not None:
-            disks.append(FoundDisk(member.id, stored.directory, stored, ""))
+            disks.append(
+                FoundDisk(member.id, stored.directory, stored, "", member.state, member.label)
+            )
             continue
         directory = configured.get(member.id, Path(member.label))
         problem = problems.get(directory, "another disk of the pool is in its place")
-        disks.append(FoundDisk(member.id, directory, None, problem))
+        disks.append(FoundDisk(member.id, directory, None, problem, member.state, member.label))
     return PoolSurvey(result.newest.header, tuple(disks), result.stale)
 
 
-def _missing_reason(directory: Path, otherwise: str) -> str:
-    if not directory.exists():
+def _missing_reason(directory: Path, otherwise: str, medium: Medium = POSIX_MEDIUM) -> str:
+    if not medium.is_directory(directory):
         return "its directory is gone"
-    if not (directory / "dwfs-disk").exists():
+    if not _holds_disk(directory, medium):
         return "its directory holds no dwfs disk; is the disk mounted?"
     return otherwise
+
+
+def _holds_disk(directory: Path, medium: Medium) -> bool:
+    try:
+        return HEADER_NAME in medium.names(directory)
+    except OSError:
+        return True  # it may well; that it can't be read is what is to be said
 
 
 def _offline_status(disk: FoundDisk, space: FreeSpace | None) -> DiskStatus:
     state: DiskState = "missing" if disk.stored is None else "online"
     reason = disk.problem
-    if disk.stored is not None and probe(disk.directory, disk.id) is DiskCondition.READ_ONLY:
+    if disk.wish == "offline":
+        state, reason = "offline", "taken offline by an administrator"
+    elif disk.stored is not None and disk.wish == "removing":
+        state, reason = "removing", "it is being removed"
+    elif disk.stored is not None and probe(disk.directory, disk.id) is DiskCondition.READ_ONLY:
         state, reason = "failing", "its filesystem is read-only"
     return DiskStatus(
         id=format_uuid(disk.id),
@@ -180,6 +237,7 @@ def _offline_status(disk: FoundDisk, space: FreeSpace | None) -> DiskStatus:
         used_bytes=None,
         errors=0,
         reason=reason,
+        label=disk.label,
     )
 
 
