@@ -1,22 +1,26 @@
 """What administrators may ask of the process that owns a pool, and how it is answered.
 
-Each request of the control socket is a method here. Arguments come from outside and are checked;
-secrets among them are used and forgotten.
+Each request of the control socket is a method here, or of `DiskAdministration`. Arguments come from
+outside and are checked; secrets among them are used and forgotten.
+
+A request with `wait` is answered when the work that it started has ended, and tells meanwhile how far
+it is. Whoever goes away while waiting changes nothing: the work belongs to the pool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 
-import trio
-
-from dwfs.errors import UsageError
+from dwfs.node import keyslots
+from dwfs.node.arguments import flag, positive_number, text
 from dwfs.node.assembly import Pool
 from dwfs.node.check import check_pool
 from dwfs.node.control import Arguments, Handler, Progress
 from dwfs.node.credential import decode_credential
-from dwfs.node.keyslots import KeyChange, add_key, new_recovery_slot, parse_slot_id, remove_key
+from dwfs.node.disk_administration import DiskAdministration, services_of
 from dwfs.node.pool_status import report_status
+from dwfs.node.services.jobs import follow
 
 
 class Administration:
@@ -24,7 +28,7 @@ class Administration:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._keys = trio.Lock()  # changes of the header one after another
+        self._disks = DiskAdministration(pool)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Requests by name."""
@@ -36,11 +40,15 @@ class Administration:
             "key.add": self.add_key,
             "key.remove": self.remove_key,
             "key.recovery": self.new_recovery_key,
+            "scrub.start": self.start_scrub,
+            "scrub.stop": self.stop_scrub,
+            "scrub.status": self.scrub_status,
+            **self._disks.handlers(),
         }
 
     async def status(self, arguments: Arguments, progress: Progress) -> object:
         """The pool's status."""
-        return report_status(self._pool)
+        return report_status(self._pool, positive_number(arguments, "if_added"))
 
     async def sync(self, arguments: Arguments, progress: Progress) -> object:
         """Make everything durable."""
@@ -48,38 +56,64 @@ class Administration:
         return {}
 
     async def check(self, arguments: Arguments, progress: Progress) -> object:
-        """Check the pool while it is in use."""
-        read = arguments.get("read", False)
-        return await check_pool(self._pool, read=read is True, progress=progress)
+        """Check the pool while it is in use, and mend what can be mended then."""
+        return await check_pool(
+            self._pool,
+            read=flag(arguments, "read"),
+            repair=flag(arguments, "repair"),
+            progress=progress,
+        )
 
     async def stop(self, arguments: Arguments, progress: Progress) -> object:
         """Ask the owner to unmount and end; answered before that happens."""
         self._pool.stop_requested.set()
         return {}
 
+    # --- scrub ---------------------------------------------------------------------------------
+
+    async def start_scrub(self, arguments: Arguments, progress: Progress) -> object:
+        """Begin a scrub, or go on with one that was stopped."""
+        scrub = services_of(self._pool).scrub
+        scrub.start()
+        if flag(arguments, "wait"):
+            await follow(scrub.follow(), progress)
+        return scrub.status()
+
+    async def stop_scrub(self, arguments: Arguments, progress: Progress) -> object:
+        """Stop the scrub where it is."""
+        scrub = services_of(self._pool).scrub
+        scrub.stop()
+        return scrub.status()
+
+    async def scrub_status(self, arguments: Arguments, progress: Progress) -> object:
+        """The scrub at hand, or the last one."""
+        return services_of(self._pool).scrub.status()
+
+    # --- keys ----------------------------------------------------------------------------------
+
     async def add_key(self, arguments: Arguments, progress: Progress) -> object:
         """Add a keyslot."""
         current = decode_credential(arguments.get("current"))
         fresh = decode_credential(arguments.get("fresh"))
-        label = arguments.get("label", "")
-        if not isinstance(label, str):
-            raise UsageError("a keyslot's label is text")
-        config = self._pool.config
-        return await self._change(lambda: add_key(config, current, fresh, label))
+        label = text(arguments, "label", "")
+        membership = self._pool.foundation.membership
+        return await membership.change_keyslots(
+            partial(keyslots.with_key, current=current, fresh=fresh, label=label)
+        )
 
     async def remove_key(self, arguments: Arguments, progress: Progress) -> object:
         """Remove a keyslot."""
         current = decode_credential(arguments.get("current"))
-        slot_id = parse_slot_id(arguments.get("slot"))
-        config = self._pool.config
-        return await self._change(lambda: remove_key(config, current, slot_id))
+        slot_id = keyslots.parse_slot_id(arguments.get("slot"))
+        membership = self._pool.foundation.membership
+        return await membership.change_keyslots(
+            partial(keyslots.without_key, current=current, slot_id=slot_id)
+        )
 
     async def new_recovery_key(self, arguments: Arguments, progress: Progress) -> object:
         """Replace the recovery key; the answer carries it."""
         current = decode_credential(arguments.get("current"))
-        config = self._pool.config
-        return await self._change(lambda: new_recovery_slot(config, current))
-
-    async def _change(self, change: Callable[[], KeyChange]) -> KeyChange:
-        async with self._keys:
-            return await trio.to_thread.run_sync(change)
+        membership = self._pool.foundation.membership
+        return await membership.change_keyslots(
+            partial(keyslots.with_new_recovery_key, current=current)
+        )

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 import trio
 
 from dwfs.config import PoolConfig
 from dwfs.crypto import StripeCipher
-from dwfs.disk import DiskExecutor
+from dwfs.disk import Executor
 from dwfs.erasure import make_coder
-from dwfs.log import Executor, LogSettings, MirroredLog, PosixMedium
-from dwfs.node.background import Committer, Snapshotter, Supervisor
+from dwfs.log import LogSettings, MirroredLog, SnapshotKeeper
+from dwfs.node.background import Committer, CopyHealer, OrphanSweep, Snapshotter, Supervisor
+from dwfs.node.disks.life_cycle import LifeCycle
+from dwfs.node.disks.timing import DiskTiming
 from dwfs.node.foundation import Foundation
 from dwfs.node.log_stream import LogStream
 from dwfs.node.reclaim_target import VolumeReclaimTarget
@@ -31,11 +34,13 @@ from dwfs.node.recovery import (
     replay_log,
 )
 from dwfs.node.redundancy import RedundancyCount
-from dwfs.node.system import SystemClock, SystemRandomness
+from dwfs.node.services.damage_inbox import DamageInbox
+from dwfs.node.services.pool_services import PoolServices, StripeTools
+from dwfs.node.system import SYSTEM_PLATFORM, Platform
 from dwfs.node.work import WorkBoard
 from dwfs.ports import ErasureCoder
 from dwfs.stripe import Cleaner, ReclaimSignal, StripeStore
-from dwfs.types import Geometry, StripeId
+from dwfs.types import DiskId, Geometry, StripeId
 from dwfs.vfs import Filesystem, FilesystemOptions, Space
 from dwfs.volume import EmbeddedReplicator, Volume
 
@@ -51,7 +56,19 @@ class OpenOptions(msgspec.Struct, frozen=True):
     durable_seconds: float | None = None  # None: as configured
     first_opening: bool = False  # the pool was made a moment ago
     unforeseen_errors: Callable[[], int] = lambda: 0  # those of the layers above, for status
+    timing: DiskTiming = DiskTiming()  # how patient the pool is with its disks
+    platform: Platform = SYSTEM_PLATFORM
+    activity: Callable[[], int] = lambda: 0  # counts people's requests: background work yields
     report: Report = lambda _what, _done, _total: None  # progress of a long recovery
+
+
+class StripeEngine(NamedTuple):
+    """The stripe store and what others share with it."""
+
+    store: StripeStore
+    tools: StripeTools
+    damage: DamageInbox
+    reclaim: ReclaimSignal
 
 
 class Pool:
@@ -63,18 +80,20 @@ class Pool:
         options: OpenOptions,
         foundation: Foundation,
         log: MirroredLog | None,
-        stripes: StripeStore,
+        snapshots: SnapshotKeeper | None,
+        engine: StripeEngine,
         volume: Volume,
         committer: Committer,
-        reclaim: ReclaimSignal,
         snapshot_size_bytes: int,
     ) -> None:
-        clock = SystemClock()
+        stripes = engine.store
+        clock = foundation.platform.clock
         self.name = config.name
         self.config = config
         self.options = options
         self.foundation = foundation
         self.log = log
+        self.snapshots = snapshots
         self.stripes = stripes
         self.volume = volume
         self.committer = committer
@@ -88,13 +107,41 @@ class Pool:
             lambda: Space(stripes.capacity_bytes(), stripes.free_bytes()),
             options.filesystem,
         )
-        self.cleaner = Cleaner(VolumeReclaimTarget(volume), stripes, reclaim, clock)
-        self.redundancy = RedundancyCount(volume, stripes)
+        self.cleaner = Cleaner(VolumeReclaimTarget(volume), stripes, engine.reclaim, clock)
+        self.life_cycle = LifeCycle(foundation, volume, stripes, log, snapshots, options.mountpoint)
+        self.sweep = OrphanSweep(foundation, volume, stripes, self.work)
+        self.redundancy = RedundancyCount(
+            volume.catalog,
+            foundation.disks,
+            foundation.changes,
+            self._doubted_disks,
+            lambda: stripes.counters().degraded,
+        )
         self.snapshotter: Snapshotter | None = None
-        if log is not None:
+        self.copies: CopyHealer | None = None
+        self.services: PoolServices | None = None  # None: read-only
+        if log is not None and snapshots is not None:
             self.snapshotter = Snapshotter(
-                foundation, volume, log, committer, self.work, snapshot_size_bytes
+                foundation, volume, log, snapshots, committer, self.work, snapshot_size_bytes
             )
+            self.copies = CopyHealer(foundation, log, snapshots, self.work)
+            self.services = PoolServices(
+                foundation=foundation,
+                volume=volume,
+                stripes=stripes,
+                life_cycle=self.life_cycle,
+                damage=engine.damage,
+                tools=engine.tools,
+                schedule=config.scrub,
+                activity=options.activity,
+                heal=self.copies.heal,
+            )
+
+    def _doubted_disks(self) -> frozenset[DiskId]:
+        """Disks that are read but may fail any moment."""
+        return frozenset(
+            disk.id for disk in self.foundation.disks.all() if disk.state in ("failing", "suspect")
+        )
 
     @property
     def read_only(self) -> bool:
@@ -109,20 +156,25 @@ async def assemble(
 
     Raises DamageError, FormatError, NotEnoughDisksError, PosixError.
     """
+    nursery.start_soon(foundation.keep_deadlines)
     recovery = await recover_databases(
         foundation, first_opening=options.first_opening, report=options.report
     )
-    reclaim = ReclaimSignal()
-    stripes = _make_stripe_store(foundation, recovery, reclaim, nursery)
+    engine = _make_stripe_engine(foundation, recovery, nursery)
+    stripes = engine.store
     result = replay_log(foundation, recovery, stripes, options.report)
     volume_id = foundation.header.root_volume
-    log = None
+    log, snapshots = None, None
     if not foundation.beyond_redundancy:
+        settings = _log_settings(foundation)
         log = await MirroredLog.open(
-            _log_settings(foundation),
+            settings,
             recovery.inventory,
             {volume_id: (foundation.volume_keys.log, next_command(result))},
         )
+        snapshots = SnapshotKeeper(settings, volume_id, foundation.volume_keys.snapshots)
+        # Longer than all that writes to the log: closing must not wait for a disk that hangs either.
+        nursery.start_soon(log.watch)
     try:
         stream = LogStream(log)
         replicator = EmbeddedReplicator(recovery.state, stream, stripes, volume_id)
@@ -131,31 +183,32 @@ async def assemble(
         committer = Committer(foundation, volume, stream)
         if recovery.is_new:
             await volume.create_root(
-                _ROOT_MODE, os.geteuid(), os.getegid(), SystemClock().wall_ns()
+                _ROOT_MODE, os.geteuid(), os.getegid(), foundation.platform.clock.wall_ns()
             )
         if log is not None:
             await committer.commit()
-            await trio.to_thread.run_sync(mark_recovered, foundation)
+            await foundation.platform.run_blocking(mark_recovered, foundation)
     except BaseException:
-        if log is not None:
+        if log is not None and snapshots is not None:
             await log.close()
+            await snapshots.close()
         raise
     return Pool(
         config,
         options,
         foundation,
         log,
-        stripes,
+        snapshots,
+        engine,
         volume,
         committer,
-        reclaim,
         recovery.snapshot_size_bytes,
     )
 
 
-def _make_stripe_store(
-    foundation: Foundation, recovery: StateRecovery, reclaim: ReclaimSignal, nursery: trio.Nursery
-) -> StripeStore:
+def _make_stripe_engine(
+    foundation: Foundation, recovery: StateRecovery, nursery: trio.Nursery
+) -> StripeEngine:
     header = foundation.header
     coders: dict[Geometry, ErasureCoder] = {}
 
@@ -168,7 +221,8 @@ def _make_stripe_store(
         assert key_version == _KEY_VERSION, "the state authenticates the version that we gave"
         return foundation.volume_keys.stripe_cipher(stripe, salt)
 
-    return StripeStore(
+    damage, reclaim = DamageInbox(), ReclaimSignal()
+    store = StripeStore(
         pool=header.pool,
         volume=header.root_volume,
         geometry=header.geometry,
@@ -177,16 +231,20 @@ def _make_stripe_store(
         catalog=recovery.state.stripes,
         coder_of=coder_of,
         cipher_of=cipher_of,
-        randomness=SystemRandomness(),
+        randomness=foundation.platform.randomness,
         threads=foundation.workers,
         nursery=nursery,
+        on_damage=damage.put,
         reclaim=reclaim,
     )
+    return StripeEngine(store, StripeTools(coder_of, cipher_of), damage, reclaim)
 
 
 def _log_settings(foundation: Foundation) -> LogSettings:
+    platform = foundation.platform
+
     def make_executor(name: str) -> Executor:
-        return DiskExecutor(name, threads=1)
+        return platform.make_executor(name, 1)
 
     return LogSettings(
         pool=foundation.header.pool,
@@ -195,6 +253,9 @@ def _log_settings(foundation: Foundation) -> LogSettings:
         disks=foundation.log_disks,
         make_executor=make_executor,
         on_disk_failed=foundation.disks.log_failed,
-        random_bytes=os.urandom,
-        medium=PosixMedium(),
+        random_bytes=platform.randomness.bytes,
+        deadline_seconds=foundation.timing.deadline_seconds,
+        medium=platform.medium,
+        readable=foundation.readable_log_disks,
+        stopwatch=platform.clock.now,
     )

@@ -27,6 +27,9 @@ class _Reply(msgspec.Struct, frozen=True):
     exit_code: int = 1
 
 
+_reply_decoder = msgspec.json.Decoder(_Reply)
+
+
 def ask(
     path: Path,
     request: str,
@@ -83,6 +86,6 @@ def _parse(line: bytes, path: Path) -> _Reply:
     if not line.endswith(b"\n"):
         raise ControlError(f"the owning process closed the connection on {path}; see its log")
     try:
-        return msgspec.json.decode(line, type=_Reply)
+        return _reply_decoder.decode(line)
     except msgspec.DecodeError:
         raise ControlError(f"the answer on {path} is not understood; versions may differ") from None

@@ -29,13 +29,14 @@ from pathlib import Path
 import msgspec
 import trio
 
-from dwfs.errors import DwfsError, PosixError
+from dwfs.errors import DwfsError, MediumError, PosixError
 from dwfs.limits import (
     CONTROL_CONNECTIONS_MAX,
     CONTROL_REQUEST_SECONDS,
     CONTROL_REQUEST_SIZE_MAX,
     CONTROL_RESPONSE_SIZE_MAX,
 )
+from dwfs.node.causes import sole_cause
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ class Request(msgspec.Struct, frozen=True):
 
     request: str
     arguments: Arguments = msgspec.field(default_factory=dict)
+
+
+_request_decoder = msgspec.json.Decoder(Request)
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -104,7 +108,7 @@ class ControlServer:
             await _send(stream, {"progress": event})
 
         try:
-            request = msgspec.json.decode(line, type=Request)
+            request = _request_decoder.decode(line)
         except msgspec.DecodeError:
             await _send(stream, Failure("the request is not understood", 2))
             return
@@ -115,20 +119,29 @@ class ControlServer:
         answer: object
         try:
             answer = {"result": await handler(request.arguments, progress)}
-        except DwfsError as error:
-            answer = Failure(str(error), error.exit_code)
-        except PosixError as error:
-            answer = Failure(str(error), 1)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise
-        except msgspec.ValidationError as error:
-            answer = Failure(f"the request's arguments are not understood: {error}", 2)
-        # A defect in one request must not take the mounted filesystem down: log, count, answer.
-        except Exception:
-            self._on_unforeseen()
-            _log.exception("unforeseen error in control request %r", request.request)
-            answer = Failure("unforeseen error in the owning process; see its log", 1)
+        # A defect in one request must not take the mounted filesystem down: it is answered below.
+        except Exception as error:
+            answer = self._failure(request.request, sole_cause(error))
         await _send(stream, answer)
+
+    def _failure(self, request: str, error: Exception) -> Failure:
+        """The answer to a request that failed. Raises again if it is the client who has gone."""
+        match error:
+            case DwfsError():
+                return Failure(str(error), error.exit_code)
+            case PosixError() | MediumError():
+                return Failure(str(error), 1)
+            case trio.BrokenResourceError() | trio.ClosedResourceError() | trio.TooSlowError():
+                raise error
+            case OSError():
+                where = f"{error.filename}: " if error.filename else ""
+                return Failure(f"{where}{error.strerror or error}", 1)
+            case msgspec.ValidationError():
+                return Failure(f"the request's arguments are not understood: {error}", 2)
+            case _:
+                self._on_unforeseen()
+                _log.error("unforeseen error in control request %r", request, exc_info=error)
+                return Failure("unforeseen error in the owning process; see its log", 1)
 
 
 class RefusedError(DwfsError):

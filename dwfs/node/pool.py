@@ -5,6 +5,9 @@ store, the volume, the filesystem. All tasks live in one nursery. Closing goes t
 filesystem lets go of what is open, the volume is destaged and committed, the databases are synced,
 and only if all of that succeeded does the marker say that the pool was closed in order.
 
+Background work stops at once, wherever it is: repair, drain, scrub and balance go on at the next
+opening, because what they have to do is found on the disks or stands in the job book.
+
 If closing fails half-way (disks gone, state directory full), nothing that was durable is lost:
 the next opening recovers from the log, exactly as after a crash.
 """
@@ -12,7 +15,7 @@ the next opening recovers from the log, exactly as after a crash.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -23,11 +26,14 @@ from dwfs.errors import DwfsError, MediumError, PosixError
 from dwfs.node import background, marker
 from dwfs.node.administration import Administration
 from dwfs.node.assembly import OpenOptions, Pool, assemble
+from dwfs.node.causes import sole_cause
 from dwfs.node.control import ControlServer
 from dwfs.node.credential import Credential
-from dwfs.node.disk_watch import watch_disks, watch_space
+from dwfs.node.disks.room import watch_space
+from dwfs.node.disks.watch import watch_disks
 from dwfs.node.foundation import Foundation, lay_foundation
 from dwfs.node.lock import PoolLock
+from dwfs.node.services.pool_services import Activity
 
 _log = logging.getLogger(__name__)
 
@@ -48,9 +54,11 @@ async def open_pool(
         options = OpenOptions()
     failure: Exception | None = None
     with PoolLock.acquire(directories, config.name):
-        foundation = await lay_foundation(directories, config, credential)
+        foundation = await lay_foundation(
+            directories, config, credential, options.platform, options.timing
+        )
         try:
-            async with trio.open_nursery() as stripe_tasks:
+            async with _lasting_tasks() as stripe_tasks:
                 try:
                     pool = await assemble(foundation, config, options, stripe_tasks)
                     try:
@@ -59,6 +67,8 @@ async def open_pool(
                             try:
                                 yield pool
                             finally:
+                                if pool.snapshotter is not None:
+                                    pool.snapshotter.stop()
                                 nursery.cancel_scope.cancel()
                     finally:
                         with trio.CancelScope(shield=True):
@@ -66,7 +76,6 @@ async def open_pool(
                 # Kept for after the nurseries, which would wrap it in a group; raised below.
                 except Exception as error:
                     failure = error
-                stripe_tasks.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
                 await foundation.close()
@@ -74,42 +83,81 @@ async def open_pool(
         raise sole_cause(failure)
 
 
-def sole_cause(error: Exception) -> Exception:
-    """The exception inside groups of one; other groups stay what they are."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+@asynccontextmanager
+async def _lasting_tasks() -> AsyncIterator[trio.Nursery]:
+    """A nursery whose tasks end with the block, and never by a cancellation from around it.
+
+    Closing waits for stripes that are being written: if whoever owns the pool is cancelled, those tasks
+    must not be cancelled with him, or closing would wait for ever.
+    """
+
+    async def host(task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                async with trio.open_nursery() as tasks:
+                    task_status.started(tasks)
+                    await trio.sleep_forever()
+            except Exception:
+                _log.exception("a task below the filesystem failed; the pool closes")
+                raise
+
+    async with trio.open_nursery() as hosts:
+        with trio.CancelScope(shield=True):  # or the host might start where nobody ends it
+            tasks = await hosts.start(host)
+        try:
+            yield tasks
+        finally:
+            tasks.cancel_scope.cancel()
 
 
 def _start_tasks(pool: Pool, directories: Directories, nursery: trio.Nursery) -> None:
-    keep = pool.supervisor.keep
-    foundation, volume, work = pool.foundation, pool.volume, pool.work
+    """Start all that an open pool does by itself. Nothing of it outlives the nursery."""
     server = ControlServer(
         directories.control_socket(pool.name),
         Administration(pool).handlers(),
         pool.supervisor.count_unforeseen,
     )
     nursery.start_soon(server.serve)
-    nursery.start_soon(keep, "disk watch", partial(watch_disks, foundation.disks))
-    nursery.start_soon(keep, "space watch", partial(watch_space, foundation.disks))
-    nursery.start_soon(keep, "redundancy count", pool.redundancy.run)
-    if pool.log is None or pool.snapshotter is None:
+    for name, activity in (*_watching(pool), *_working(pool)):
+        nursery.start_soon(pool.supervisor.keep, name, activity)
+    if pool.read_only:
         _log.warning("too many disks are missing: pool %s is open read-only", pool.name)
+
+
+def _watching(pool: Pool) -> Iterator[tuple[str, Activity]]:
+    """What runs in every pool."""
+    foundation = pool.foundation
+    yield "disk watch", partial(watch_disks, foundation)
+    yield (
+        "space watch",
+        partial(watch_space, foundation.disks, foundation.platform.medium, foundation.timing),
+    )
+    yield "redundancy count", pool.redundancy.run
+
+
+def _working(pool: Pool) -> Iterator[tuple[str, Activity]]:
+    """What runs in a pool that can be written to."""
+    if pool.log is None or pool.snapshotter is None or pool.copies is None:
         return
+    assert pool.services is not None, "made together with the snapshotter"
     within = pool.options.durable_seconds or pool.config.tunables.durable_seconds
-    nursery.start_soon(keep, "durability", partial(background.keep_durable, volume, within))
-    nursery.start_soon(keep, "commit", pool.committer.run)
-    nursery.start_soon(keep, "snapshot", pool.snapshotter.run)
-    nursery.start_soon(keep, "purge", pool.filesystem.run_purger)
-    nursery.start_soon(keep, "reclaim", pool.cleaner.run)
-    heal = partial(background.heal_log, foundation, pool.log, work)
-    nursery.start_soon(keep, "log healing", heal)
-    sweep = partial(background.sweep_orphans, foundation, volume, pool.stripes, work)
-    nursery.start_soon(keep, "sweep", sweep)
+    yield "durability", partial(background.keep_durable, pool.volume, within)
+    yield "commit", pool.committer.run
+    yield "snapshot", pool.snapshotter.run
+    yield "purge", pool.filesystem.run_purger
+    yield "reclaim", pool.cleaner.run
+    yield "log healing", pool.copies.run
+    yield "sweep", pool.sweep.run
+    yield from pool.services.activities()
 
 
 async def _close(pool: Pool) -> None:
     """Make everything durable and say so; a failure is logged, and the next opening recovers."""
+    if pool.services is not None:
+        try:
+            await pool.services.jobs.save()
+        except OSError as error:
+            _log.warning("where scrub and balance were is forgotten: %s", error)
     try:
         if pool.log is not None:
             await pool.filesystem.close()
@@ -125,6 +173,8 @@ async def _close(pool: Pool) -> None:
     finally:
         if pool.log is not None:
             await pool.log.close()
+        if pool.snapshots is not None:
+            await pool.snapshots.close()
 
 
 async def _sync_databases(foundation: Foundation) -> None:
@@ -133,10 +183,17 @@ async def _sync_databases(foundation: Foundation) -> None:
     assert store is not None
     await foundation.close_stores()
     index.commit()
-    await trio.to_thread.run_sync(index.sync)
-    await trio.to_thread.run_sync(store.sync)
-    await trio.to_thread.run_sync(
-        partial(marker.mark, foundation.state_directory, foundation.header.pool, clean=True)
+    run_blocking = foundation.platform.run_blocking
+    await run_blocking(index.sync)
+    await run_blocking(store.sync)
+    await run_blocking(
+        partial(
+            marker.mark,
+            foundation.state_directory,
+            foundation.header.pool,
+            foundation.header.state_id,
+            clean=True,
+        )
     )
 
 

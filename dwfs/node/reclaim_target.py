@@ -8,7 +8,7 @@ from dwfs.errors import PosixError
 from dwfs.stripe import LiveRange
 from dwfs.types import BackReference, Extent, Fragment, InodeNumber, StripeId
 from dwfs.volume import Volume
-from dwfs.volume.commands import DropStripes, Relocate
+from dwfs.volume.commands import Relocate
 
 
 class VolumeReclaimTarget:
@@ -17,9 +17,13 @@ class VolumeReclaimTarget:
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
 
-    def dead_stripes(self, limit: int) -> list[StripeId]:
-        """Sealed stripes without a live byte."""
-        return self._volume.catalog.dead_stripes(limit)
+    async def drop_dead(self, limit: int) -> int:
+        """Forget dead stripes durably, then delete their shards."""
+        return await self._volume.drop_dead_stripes(limit)
+
+    async def settle(self) -> None:
+        """Have every stripe sealed that has been written to."""
+        await self._volume.destage()
 
     def sparse_stripes(self, live_fraction: float, limit: int) -> list[StripeId]:
         """Sealed stripes with few live bytes, worst first."""
@@ -48,11 +52,6 @@ class VolumeReclaimTarget:
             InodeNumber(inode), offset, length, stripe, stripe_offset, tuple(extents)
         )
         await self._volume.propose(command)
-
-    async def drop_stripes(self, stripes: Sequence[StripeId]) -> None:
-        """Forget the stripes durably."""
-        await self._volume.propose(DropStripes(tuple(stripes)))
-        await self._volume.barrier()
 
 
 def live_ranges(volume: Volume, stripe: StripeId) -> list[LiveRange]:

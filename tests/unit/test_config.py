@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from dwfs.config import (
     ConfiguredDisk,
     Directories,
     PoolConfig,
+    ScrubSchedule,
     Tunables,
     Unlock,
     is_pool_name,
@@ -96,6 +98,8 @@ def test_good_names(name: str) -> None:
         ('name = "tank"', 'name = "other"'),
         ('name = "tank"', 'name = "tank"\nsurprise = 1'),
         ("durable_seconds = 2.5", "durable_seconds = 0.0"),
+        ("rebuild_after_seconds = 900.0", "rebuild_after_seconds = -1.0"),
+        ("rebuild_after_seconds = 900.0", "rebuild_after_seconds = 1e12"),
         ("durable_seconds = 2.5", 'durable_seconds = "x"'),
         ("[disks]", "[disks"),
         ("uuid = ", "uuid = 5 #"),
@@ -107,4 +111,24 @@ def test_a_broken_file_is_refused(directories: Directories, old: str, new: str) 
     assert old in text
     directories.config_file("tank").write_text(text.replace(old, new))
     with pytest.raises(FormatError, match=r"tank\.toml"):
+        load_config(directories, "tank")
+
+
+@pytest.mark.parametrize("schedule", [ScrubSchedule(0.0), ScrubSchedule(7.5, 50.0)])
+def test_a_scrub_schedule_survives(directories: Directories, schedule: ScrubSchedule) -> None:
+    config = msgspec.structs.replace(example(), scrub=schedule)
+    save_config(directories, config)
+    assert load_config(directories, "tank").scrub == schedule
+
+
+@pytest.mark.parametrize(
+    "line", ["every_days = -1.0", "rate_mib = 0.0", "rate = 5", 'every_days = "x"']
+)
+def test_a_senseless_scrub_schedule_is_refused(directories: Directories, line: str) -> None:
+    save_config(directories, example())
+    path = directories.config_file("tank")
+    text = path.read_text().replace("every_days = 30.0", line)
+    assert line in text
+    path.write_text(text)
+    with pytest.raises(FormatError):
         load_config(directories, "tank")

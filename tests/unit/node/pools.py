@@ -11,9 +11,11 @@ from pathlib import Path
 import trio
 
 from dwfs.config import Directories, PoolConfig, load_config
+from dwfs.node import marker
 from dwfs.node.assembly import OpenOptions, Pool
 from dwfs.node.creation import PoolPlan, create_pool
 from dwfs.node.credential import Credential
+from dwfs.node.disks.survey import read_newest_header
 from dwfs.node.pool import first_opening, open_pool
 from dwfs.types import ROOT_INODE, Geometry
 from dwfs.vfs import SYSTEM
@@ -38,6 +40,12 @@ class Rig:
     def config(self) -> PoolConfig:
         """As it is on disk."""
         return load_config(self.directories, self.name)
+
+    def closed_in_order(self) -> bool:
+        """Whether the state directory says so."""
+        header = read_newest_header(self.config)
+        directory = self.directories.state_directory(self.name)
+        return marker.is_clean(directory, header.pool, header.state_id)
 
     async def create(self) -> Rig:
         """Make the pool, first opening included."""

@@ -6,6 +6,19 @@ import pytest
 
 from dwfs.node.status import DiskState, DiskStatus, Health, assess, explain
 
+STATES: dict[str, DiskState] = {
+    "o": "online",
+    "s": "suspect",
+    "a": "offline",
+    "m": "missing",
+    "f": "failing",
+    "r": "removing",
+}
+
+
+def _states(letters: str) -> list[DiskState]:
+    return [STATES[letter] for letter in letters]
+
 
 @pytest.mark.parametrize(
     ("parity", "states", "short", "health", "left"),
@@ -13,8 +26,12 @@ from dwfs.node.status import DiskState, DiskStatus, Health, assess, explain
         (2, "oooooo", 0, "healthy", 2),
         (2, "ooooom", 0, "degraded", 1),
         (2, "ooooof", 0, "degraded", 1),
+        (2, "ooooos", 0, "degraded", 1),
+        (2, "oooooa", 0, "degraded", 1),
+        (2, "ooooor", 0, "healthy", 2),  # it is only to be emptied, and gives all that it has
         (2, "oooomm", 0, "at-risk", 0),
         (2, "oooomf", 0, "at-risk", 0),
+        (2, "oooama", 0, "failed", 0),
         (2, "ooommm", 0, "failed", 0),
         (2, "ooomff", 0, "at-risk", 0),  # failing disks are still read: nothing is lost yet
         (2, "oooooo", 1, "degraded", 1),
@@ -24,9 +41,28 @@ from dwfs.node.status import DiskState, DiskStatus, Health, assess, explain
         (1, "mm", 0, "failed", 0),
     ],
 )
-def test_assess(parity: int, states: str, short: int, health: Health, left: int) -> None:
-    names: dict[str, DiskState] = {"o": "online", "m": "missing", "f": "failing"}
-    assert assess(parity, [names[letter] for letter in states], short) == (health, left)
+def test_assess_by_the_disks(
+    parity: int, states: str, short: int, health: Health, left: int
+) -> None:
+    assert assess(parity, _states(states), short) == (health, left)
+
+
+@pytest.mark.parametrize(
+    ("states", "short", "unreadable", "health", "left"),
+    [
+        ("ooooom", 0, 0, "degraded", 2),  # its shards were rebuilt: two may fail again
+        ("ooommm", 1, 0, "degraded", 1),  # one after the other, and rebuilt in between
+        ("oooomm", 2, 0, "at-risk", 0),
+        ("oooooo", 0, 0, "healthy", 2),
+        ("oooooo", 3, 1, "failed", 0),
+        ("ooommm", 3, 7, "failed", 0),
+    ],
+)
+def test_assess_by_the_stripes(
+    states: str, short: int, unreadable: int, health: Health, left: int
+) -> None:
+    verdict = assess(2, _states(states), short, counted=True, unreadable_stripes=unreadable)
+    assert verdict == (health, left)
 
 
 def test_the_advice_names_the_disk_and_what_may_still_fail() -> None:
@@ -38,3 +74,16 @@ def test_the_advice_names_the_disk_and_what_may_still_fail() -> None:
     assert "/disks/2" in lines[0]
     assert "its directory is gone" in lines[0]
     assert "1 disk more may fail" in lines[1]
+
+
+def test_the_advice_tells_slow_and_suspect_disks_and_unreadable_stripes() -> None:
+    disks = [
+        DiskStatus("aa", "/disks/1", "online", 10, 1, 0, slow="reads take 900 ms"),
+        DiskStatus("bb", "/disks/2", "suspect", 10, 1, 3, "2 reads failed"),
+    ]
+    text = "\n".join(explain("failed", 0, 1, disks, 5, 1))
+    assert "reads take 900 ms" in text
+    assert "suspect: 2 reads failed" in text
+    assert "1 stripe can't be read" in text
+    assert "5 stripes lack shards" in text
+    assert "disks are gone" not in text

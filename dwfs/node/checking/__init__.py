@@ -1,0 +1,1 @@
+"""The parts of `dwfs check`: each compares two things that should agree, and notes where they don't."""

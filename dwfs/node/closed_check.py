@@ -1,0 +1,76 @@
+"""`dwfs check` of a pool that nobody has open, with the one repair that an open pool can't have.
+
+A state that contradicts itself, or an index that disagrees with its segments, is thrown away and
+rebuilt from what is true in any case: the snapshots, the log and the segments on the disks. The state
+directory that this replaces is kept aside until the rebuilt one has been opened and checked; a rebuild
+that fails puts it back. A crash in between leaves it aside and a new one half-made, which the next
+opening finishes, because a state directory without a marker is always rebuilt.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from dwfs.config import Directories, PoolConfig
+from dwfs.node.check import CheckReport, check_pool
+from dwfs.node.checking.report import Progress
+from dwfs.node.credential import Credential
+from dwfs.node.pool import open_pool
+
+_log = logging.getLogger(__name__)
+
+_ASIDE: Final = ".before-check"  # appended to the state directory's name
+
+
+async def check_closed_pool(
+    directories: Directories,
+    config: PoolConfig,
+    credential: Credential,
+    *,
+    read: bool,
+    repair: bool,
+    progress: Progress,
+) -> CheckReport:
+    """Check a pool that nobody has open; with `repair` up to a rebuild of its state directory.
+
+    Raises whatever opening the pool raises.
+    """
+    async with open_pool(directories, config, credential) as pool:
+        report = await check_pool(pool, read=read, repair=repair, progress=progress)
+        read_only = pool.read_only
+    if not repair or not report.needs_reopen or read_only:
+        return report
+    await progress({"what": "rebuilding the state from the disks", "done": 0, "total": None})
+    directory = directories.state_directory(config.name)
+    aside = directory.with_name(directory.name + _ASIDE)
+    await trio.to_thread.run_sync(_set_aside, directory, aside)
+    try:
+        async with open_pool(directories, config, credential) as pool:
+            again = await check_pool(pool, read=read, repair=repair, progress=progress)
+    except BaseException:  # whatever it was: the old state is better than none
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_put_back, directory, aside)
+        raise
+    await trio.to_thread.run_sync(shutil.rmtree, aside, True)
+    again.repaired = [
+        *report.repaired,
+        "the state directory was rebuilt from snapshot, log and segments",
+        *again.repaired,
+    ]
+    return again
+
+
+def _set_aside(directory: Path, aside: Path) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    directory.rename(aside)
+
+
+def _put_back(directory: Path, aside: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    aside.rename(directory)
+    _log.warning("the rebuild of %s failed; the old state is in its place again", directory)
