@@ -100,7 +100,12 @@ def run_in_foreground(program: str, work: Callable[[Ready], int]) -> int:
 
 
 def log_to_file(path: Path) -> None:
-    """Send the log to a bounded file: it is rotated once, then the older half is dropped."""
+    """Send the log to a bounded file: it is rotated once, then the older half is dropped.
+
+    Does nothing if the process logs somewhere already.
+    """
+    if logging.getLogger().handlers:
+        return
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handler = logging.handlers.RotatingFileHandler(path, maxBytes=MOUNT_LOG_SIZE, backupCount=1)
     os.chmod(path, 0o600)

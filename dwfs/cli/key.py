@@ -21,6 +21,7 @@ from dwfs.cli.unlocking import (
 )
 from dwfs.config import Directories, PoolConfig, load_config
 from dwfs.node.credential import Credential
+from dwfs.node.disks.survey import read_newest_header
 from dwfs.node.keyslots import (
     KeyChange,
     SlotInformation,
@@ -31,7 +32,6 @@ from dwfs.node.keyslots import (
     remove_key,
 )
 from dwfs.node.lock import PoolLock
-from dwfs.node.survey import read_newest_header
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

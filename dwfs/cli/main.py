@@ -21,7 +21,10 @@ _COMMANDS: Final = {
     "mount": "dwfs.cli.mount",
     "umount": "dwfs.cli.umount",
     "status": "dwfs.cli.status",
+    "disk": "dwfs.cli.disk",
+    "scrub": "dwfs.cli.scrub",
     "check": "dwfs.cli.check",
+    "import": "dwfs.cli.import_pool",
     "key": "dwfs.cli.key",
     "bench": "dwfs.cli.bench",
 }

@@ -149,6 +149,7 @@ async def _own_and_serve(
         ),
         durable_seconds=options.durable_seconds,
         unforeseen_errors=lambda: gateway.unforeseen_errors,
+        activity=lambda: gateway.requests,
     )
     async with open_pool(directories, config, credential, opening) as pool:
         credential.wipe()

@@ -16,10 +16,11 @@ from tests.style.source import ROOT, Source, sources
 
 # Decision logic takes events and `now`, and returns effects: it has no clock, no chance, no I/O.
 PURE_MODULES = {
-    "dwfs.disk": ("ledger", "record"),
+    "dwfs.disk": ("latency", "ledger", "patience", "record", "superseded"),
     "dwfs.erasure": ("field",),
     "dwfs.log": ("chain", "format", "lineage", "selection", "snapshot_format"),
     "dwfs.node": ("status",),
+    "dwfs.node.disks": ("slowness", "states"),
     "dwfs.stripe": ("builder", "layout", "placement", "sealing", "shard_header"),
     "dwfs.vfs": ("acl", "attributes", "caller"),
     "dwfs.volume": (

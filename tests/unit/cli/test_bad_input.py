@@ -165,6 +165,20 @@ def test_a_failure_half_way_leaves_nothing(desk: Desk, monkeypatch: pytest.Monke
         (["umount", "/"], 2),
         (["init", "x"], 2),
         (["mount", "x"], 2),
+        (["disk"], 2),
+        (["disk", "add", "x"], 2),
+        (["disk", "list", "nowhere"], 3),
+        (["disk", "add", "nowhere", "/x"], 3),
+        (["disk", "remove", "nowhere", "/x", "--wait"], 3),
+        (["disk", "remove", "nowhere", "/x", "--wait", "--cancel"], 2),
+        (["disk", "balance", "nowhere", "--wait", "--stop"], 2),
+        (["scrub", "nowhere"], 3),
+        (["scrub", "nowhere", "--stop", "--status"], 2),
+        (["import"], 2),
+        (["import", "--disk"], 2),
+        (["import", "--disk", "/no/such/disk"], 2),
+        (["import", "--disk", "/proc"], 7),
+        (["status", "--if-added", "many"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -189,7 +203,36 @@ def test_a_pool_is_made_and_its_name_is_taken(
     assert main(["check", "tank", "--recovery-key-file", str(recovery)]) == 0
 
 
+def test_an_import_in_other_hands(
+    desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(desk.init()) == 0
+    capsys.readouterr()
+    disks = [str(disk) for disk in desk.disks]
+    wrong = desk.file("wrong", os.urandom(64))
+    assert "'tank'" in desk.refuse(2, "import", "--disk", *disks, "--name", "attic")
+    monkeypatch.setenv("DWFS_ROOT", str(desk.home / "elsewhere"))
+    assert "terminal" in desk.refuse(2, "import", "--disk", *disks)
+    assert "keyslot" in desk.refuse(5, "import", "--disk", *disks, "--keyfile", str(wrong))
+    assert "1 more" in desk.refuse(7, "import", "--disk", disks[0])
+    assert "bad pool name" in desk.refuse(2, "import", "--disk", *disks, "--name", "a/b")
+    assert main(["import", "--disk", *disks, "--keyfile", str(desk.keyfile)]) == 0
+    assert main(["check", "tank"]) == 0, "the key file was noted in the configuration"
+
+
 def test_help_names_every_command() -> None:
     text = build_parser().format_help()
-    for command in ("init", "mount", "umount", "status", "check", "key", "bench"):
+    commands = (
+        "init",
+        "mount",
+        "umount",
+        "status",
+        "disk",
+        "scrub",
+        "check",
+        "import",
+        "key",
+        "bench",
+    )
+    for command in commands:
         assert command in text
