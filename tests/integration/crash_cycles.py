@@ -1,7 +1,9 @@
 """Cycles of: workload with a recorded history, `kill -9` of the owner, mount, verify.
 
-As a script: `python tests/integration/crash_cycles.py --cycles 100 [--seed N]`. A failure prints
-the seed that replays its choices (times of the kills vary a little with the machine).
+As a script: `python tests/integration/crash_cycles.py --cycles 100 [--operations] [--seed N]`. With
+`--operations` each cycle also begins a scrub, a removal, a replacement, or loses or damages a disk, and the
+kill comes in the middle of that. A failure prints the seed that replays its choices (times of the kills
+vary a little with the machine).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from tests.integration.crash_model import (
     observe,
     token_table,
 )
+from tests.integration.healing_operations import Operations
 from tests.integration.pools import Pool
 
 DURABLE_WITHIN_SECONDS = 5.0  # the contract for what was never synced
@@ -61,9 +64,10 @@ class History:
 class Cycles:
     """One pool through many crashes."""
 
-    def __init__(self, pool: Pool, seed: int) -> None:
+    def __init__(self, pool: Pool, seed: int, *, operations: bool = False) -> None:
         self._pool = pool
         self._choice = random.Random(seed)
+        self._operations = Operations(pool, self._choice) if operations else None
         self._settled: list[
             tuple[Path, dict[str, tuple[Any, ...]], dict[str, str]]
         ] = []  # Any: see observe
@@ -81,6 +85,7 @@ class Cycles:
         )
         try:
             self._wait_until_ready(path, workload)
+            doing = self._operations.begin() if self._operations is not None else ""
             time.sleep(
                 choice.uniform(9, 11) if choice.random() < 0.1 else choice.uniform(0.05, 2.5)
             )
@@ -101,12 +106,17 @@ class Cycles:
         tokens = token_table(history.operations)
         self._settled.append((directory, observe(directory / "ordered", tokens), tokens))
         path.unlink()
+        if self._operations is not None:
+            self._operations.wait_until_whole()
         status = pool.status()
         assert status["health"] == "healthy", status
         assert status["unforeseen_errors"] == 0, pool.log()
         recovery = f"{self.mount_seconds[-1]:.2f} s{' after a kill during recovery' * interrupted}"
         total, lost = len(history.operations), len(history.operations) - length
-        return f"cycle {number}: {total} operations, {lost} lost, mounted again in {recovery}"
+        return (
+            f"cycle {number}: {total} operations, {lost} lost, mounted again in {recovery}"
+            f"{'; during: ' * bool(doing)}{doing}"
+        )
 
     def _wait_until_ready(self, path: Path, workload: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + HANG_SECONDS
@@ -142,14 +152,14 @@ class Cycles:
             shutil.rmtree(self._settled.pop(0)[0])
 
 
-def run_cycles(pool: Pool, count: int, seed: int) -> Cycles:
+def run_cycles(pool: Pool, count: int, seed: int, *, operations: bool = False) -> Cycles:
     """Mount the pool and run cycles, printing one line each."""
     pool.mount()
-    cycles = Cycles(pool, seed)
+    cycles = Cycles(pool, seed, operations=operations)
     for number in range(1, count + 1):
         print(cycles.run(number), flush=True)
         if number % 10 == 0:
-            pool.dwfs("check", pool.name)
+            pool.dwfs("check", pool.name, *["--read"] * operations)
     pool.umount()
     return cycles
 
@@ -159,12 +169,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="crash and verify a dwfs pool")
     parser.add_argument("--cycles", type=int, default=100)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    parser.add_argument("--operations", action="store_true", help="repair, drain, damage as well")
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="dwfs-crash-") as home:
         pool = Pool(Path(home))
         try:
-            cycles = run_cycles(pool.create(), options.cycles, options.seed)
+            pool.create(disks=7 if options.operations else 6)
+            cycles = run_cycles(pool, options.cycles, options.seed, operations=options.operations)
         except AssertionError as error:
             print(f"FAILED: {error}\nreplay: {sys.argv[0]} --seed {options.seed}\n{pool.log()}")
             return 1

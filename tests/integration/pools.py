@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -60,7 +60,7 @@ class Pool:
         assert done.returncode == 0, f"dwfs {words}: exit {done.returncode}: {said}"
         return done.stdout
 
-    def create(self, disks: int = 6, data: int = 4, parity: int = 2) -> Pool:
+    def create(self, disks: int = 6, data: int = 4, parity: int = 2) -> Self:
         """`dwfs init` on new directories (or on `self.disks`, if a test prepared them)."""
         if not self.disks:
             self.disks = [self.home / f"disk{number}" for number in range(disks)]
@@ -71,7 +71,7 @@ class Pool:
         self.dwfs("init", self.name, *words, *geometry, "--keyfile", self.keyfile)
         return self
 
-    def mount(self, options: str = "dev,suid") -> Pool:
+    def mount(self, options: str = "dev,suid") -> Self:
         """`dwfs mount` in the background."""
         self.dwfs("mount", self.name, self.mountpoint, "--keyfile", self.keyfile, "-o", options)
         assert self.mountpoint.is_mount()

@@ -19,6 +19,11 @@ def test_crash_cycles(pool: Pool, seed: int, long: bool) -> None:
     assert max(cycles.mount_seconds) < 30
 
 
+@pytest.mark.timeout(7200)
+def test_crash_cycles_amid_repair_drain_and_damage(bare_pool: Pool, seed: int, long: bool) -> None:
+    run_cycles(bare_pool.create(disks=7), 100 if long else 6, seed, operations=True)
+
+
 def test_unlinked_open_files_leave_no_leak(mounted: Pool) -> None:
     (mounted.mountpoint / "stays").write_bytes(os.urandom(MIB))
     mounted.remount()
