@@ -1,0 +1,97 @@
+"""Several hundred simulated lives of a pool; `--long` or DWFS_SIM_SEEDS makes it any number.
+
+Each starts from a seed of its own. The session's seed chooses where the seeds begin, so every run of the
+tests tries others; a failure prints the line that replays it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from tests.sim.engine import simulate
+from tests.sim.engine_history import History, HistoryError
+from tests.sim.engine_plan import draw_plan
+from tests.sim.medium import Inode
+
+_ROOT = Path(__file__).parents[2]
+_PROCESSES = min(4, os.cpu_count() or 1)
+_SEEDS = 300
+_SEEDS_LONG = 2000
+
+
+def _simulate(*arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONHASHSEED": "0"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.sim.engine", *arguments],
+        cwd=_ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.timeout(7200)
+def test_the_engine_keeps_its_promises(seed: int, long: bool) -> None:
+    """Nothing durable is lost, nothing deleted comes back, and every pool heals."""
+    count = int(os.environ.get("DWFS_SIM_SEEDS", _SEEDS_LONG if long else _SEEDS))
+    share = -(-count // _PROCESSES)
+    running = [
+        _simulate("--first", str(seed + number * share), "--seeds", str(share))
+        for number in range(_PROCESSES)
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    failed = [
+        output for process, output in zip(running, outputs, strict=True) if process.returncode
+    ]
+    assert not failed, "\n\n".join(failed)
+
+
+def test_a_seed_decides_everything() -> None:
+    """The same seed gives the same history, in another process too."""
+    running = [_simulate("--seed", "7", "--verbose") for _ in range(2)]
+    first, second = (process.communicate()[0] for process in running)
+    assert "history" in first
+    assert first == second
+
+
+def test_disks_that_lie_about_fsync_are_found_out() -> None:
+    """The whole simulation is judged: on such disks no engine can keep its promises."""
+    with patch.object(Inode, "sync", lambda _inode: None):
+        assert any(simulate(draw_plan(seed)).failure for seed in range(20))
+
+
+def test_plans_differ_and_damage_no_more_than_parity() -> None:
+    """Seeds are worth trying, and no plan asks for what can't be promised."""
+    plans = [draw_plan(seed) for seed in range(50)]
+    assert len({str(plan) for plan in plans}) == 50
+    for plan in plans:
+        assert len(plan.victims) <= plan.geometry.parity
+        faults = {step.name for step in plan.steps if step.what in ("rot", "zero", "hang", "away")}
+        assert faults <= set(plan.victims)
+
+
+def test_history_accepts_a_prefix_from_the_last_fsync_on_and_nothing_else() -> None:
+    """The judge itself is judged: lost, resurrected and mixed states are told apart from a prefix."""
+
+    def lived() -> History:
+        history = History()
+        for files in ({b"a": b"1"}, {b"a": b"2"}, {b"b": b"2"}):
+            history.begin(files)
+            history.end()
+        history.durable(2)
+        history.begin({b"b": b"3"})
+        return history
+
+    assert lived().recovered({b"b": b"3"}) == 0  # under way: there, or
+    assert lived().recovered({b"b": b"2"}) == 1  # not there
+    assert lived().recovered({b"a": b"2"}) == 2  # not durable yet
+    for wrong in ({b"a": b"1"}, {}, {b"a": b"2", b"b": b"2"}):
+        with pytest.raises(HistoryError):
+            lived().recovered(wrong)
