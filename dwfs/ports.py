@@ -113,10 +113,14 @@ class ShardStore(Protocol):
     def length(self, key: ShardKey) -> int:
         """Payload bytes of the shard. Raises ShardMissingError."""
 
-    def read_cached(self, key: ShardKey, offset: int, length: int) -> bytes | None:
+    def read_cached(
+        self, key: ShardKey, offset: int, length: int, *, patient: bool = True
+    ) -> bytes | None:
         """Payload bytes if the page cache has them all (RWF_NOWAIT), else None. Never blocks.
 
-        The bytes are *not* checked: the sector's AEAD tag does that.
+        `patient`: give a fast disk a fraction of a millisecond to deliver. Without, what is not there
+        is at least on its way when the call returns. The bytes are *not* checked: the sector's AEAD
+        tag does that.
         """
 
     async def read(self, key: ShardKey, offset: int, length: int) -> bytes:

@@ -48,7 +48,9 @@ class ShardReader:
             raise ShardMissingError(self._access.disk, "find", f"no shard {name}")
         return place
 
-    def read_cached(self, key: ShardKey, offset: int, length: int) -> bytes | None:
+    def read_cached(
+        self, key: ShardKey, offset: int, length: int, *, patient: bool = True
+    ) -> bytes | None:
         """Payload bytes if the segment is open and the page cache has them, else None.
 
         A small read is given a moment to arrive, if no call to the disk is under way: on a disk
@@ -67,6 +69,7 @@ class ShardReader:
         content = self._medium.read_cached(file.handle, position, length)
         if (
             content is not None
+            or not patient
             or length > PATIENT_SIZE_MAX
             or self._access.executor.waiting()
             or not self._patience.worthwhile()

@@ -156,9 +156,11 @@ class SegmentStore:
         """Payload bytes of the shard. Raises ShardMissingError."""
         return self._reader.locate(key).payload_length
 
-    def read_cached(self, key: ShardKey, offset: int, length: int) -> bytes | None:
+    def read_cached(
+        self, key: ShardKey, offset: int, length: int, *, patient: bool = True
+    ) -> bytes | None:
         """Payload bytes if the segment is open and the page cache has them, else None."""
-        return self._reader.read_cached(key, offset, length)
+        return self._reader.read_cached(key, offset, length, patient=patient)
 
     async def read(self, key: ShardKey, offset: int, length: int) -> bytes:
         """Payload bytes [offset, offset+length), clipped; unchecked. Raises MediumError kinds.

@@ -74,7 +74,7 @@ class ShardGatherer:
         self.on_damage(Damage(opened.seal.stripe, shard, disk, fault))
 
     def fetch_cached(
-        self, opened: OpenedStripe, shard: int, offset: int, length: int
+        self, opened: OpenedStripe, shard: int, offset: int, length: int, *, patient: bool = True
     ) -> bytes | None:
         """Exactly `length` bytes if the page cache has them; unchecked."""
         disk = opened.seal.placement[shard]
@@ -82,7 +82,7 @@ class ShardGatherer:
         if store is None:
             return None
         try:
-            raw = store.read_cached(opened.keys[shard], offset, length)
+            raw = store.read_cached(opened.keys[shard], offset, length, patient=patient)
         except ShardMissingError:
             return None  # the waiting path meets it too, and reports
         except MediumError as error:
@@ -298,12 +298,19 @@ class Column:
         return len(self.present) >= needed
 
     def gather_cached(self) -> bool:
-        """As `gather`, but only with what the page cache has; gives up at the first that it lacks."""
-        waiting = self._take_known()
-        while waiting and len(self.present) < self._opened.layout.data:
-            if not self._take_cached(waiting.pop(0)):
-                return False
-        return len(self.present) >= self._opened.layout.data
+        """As `gather`, but only with what the page cache has, or fast disks deliver in a moment."""
+        return not self._take_best(self._take_known()) and (
+            len(self.present) >= self._opened.layout.data
+        )
+
+    def _take_best(self, shards: list[int]) -> list[int]:
+        """Take as many as are needed; gives back those among them that the caches lack.
+
+        All are asked before any is waited for, so that the disks fetch at the same time.
+        """
+        needed = max(0, self._opened.layout.data - len(self.present))
+        absent = [s for s in shards[:needed] if not self._take_cached(s, patient=False)]
+        return [s for s in absent if not self._take_cached(s, patient=True)]
 
     def _take_at_hand(self) -> list[int]:
         """Take what costs no waiting; the other shards, best first."""
@@ -312,7 +319,7 @@ class Column:
         if self._checked or self._length > CODING_INLINE_MAX:
             return waiting
         needed = max(0, self._opened.layout.data - len(self.present))
-        return [s for s in waiting[:needed] if not self._take_cached(s)] + waiting[needed:]
+        return self._take_best(waiting) + waiting[needed:]
 
     def _take_known(self) -> list[int]:
         """Take shards without a byte in the range, known to be zeros; the readable others."""
@@ -327,9 +334,9 @@ class Column:
                 self.present[shard] = memoryview(bytes(self._length))
         return self._gatherer.order(self._opened, others)
 
-    def _take_cached(self, shard: int) -> bool:
+    def _take_cached(self, shard: int, *, patient: bool) -> bool:
         size = min(self._length, self._opened.layout.payload_length(shard) - self._offset)
-        raw = self._gatherer.fetch_cached(self._opened, shard, self._offset, size)
+        raw = self._gatherer.fetch_cached(self._opened, shard, self._offset, size, patient=patient)
         if raw is not None:
             self._take(shard, raw)
         return raw is not None

@@ -107,7 +107,9 @@ class MemoryShardStore:
     def length(self, key: ShardKey) -> int:
         return len(self._find(key)[1])
 
-    def read_cached(self, key: ShardKey, offset: int, length: int) -> bytes | None:
+    def read_cached(
+        self, key: ShardKey, offset: int, length: int, *, patient: bool = True
+    ) -> bytes | None:
         if not self.cached or self.fail_reads or key not in self._shards:
             return None
         return self._shards[key][1][offset : offset + length]

@@ -95,7 +95,9 @@ class FaultyDisk:
     def length(self, key: ShardKey) -> int:
         return len(self._payload(key))
 
-    def read_cached(self, key: ShardKey, offset: int, length: int) -> bytes | None:
+    def read_cached(
+        self, key: ShardKey, offset: int, length: int, *, patient: bool = True
+    ) -> bytes | None:
         self._check("read")
         cached = self.cached and self.hung is None
         return bytes(self._payload(key)[offset : offset + length]) if cached else None
