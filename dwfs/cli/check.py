@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "Check header copies, log, file system state and every stripe's shards. A pool that is "
             "mounted is checked by its owner while it is in use; one that is not needs its key. "
             "With --repair, mends what can be derived from what is intact. "
-            "Names the files that lost data. Exit code 10 if anything is not as it should be."
+            "Names the files that lost data. Exit code 10 if data or redundancy is missing."
         ),
     )
     parser.add_argument("pool", metavar="POOL")
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             "the file system's state can be rebuilt from the disks, but only while nobody uses it: "
             f"unmount the pool, then run 'dwfs check {arguments.pool} --repair' again"
         )
-    return 0 if report.clean else DamageError.exit_code
+    return 0 if report.sound else DamageError.exit_code
 
 
 def render_report(report: CheckReport) -> str:
@@ -92,6 +92,8 @@ def render_report(report: CheckReport) -> str:
     damage = sum(1 for finding in report.findings if finding.severity == "damage")
     if damage:
         verdict = f"DAMAGED: {damage} findings mean lost or contradictory data"
+    elif report.sound:
+        verdict = "all data and all redundancy is there; what is left over, the next scrub clears away"
     else:
         verdict = "no data is lost, but redundancy is not what it should be"
     lines = [f"{report.pool}: {verdict}", *repaired]

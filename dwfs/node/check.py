@@ -6,8 +6,9 @@ each stripe's shards. A stripe is judged by what the disks' indexes say, or, wit
 every record of every segment past the page cache.
 
 Findings are sentences for people. What is *damage*: data that can't be read any more, a state that
-contradicts itself. What is only a *shortage*: copies and shards that redundancy can replace, space that
-is wasted. Both are reported; both make the command's exit code 10, because somebody should act.
+contradicts itself. What is only a *shortage*: copies and shards that redundancy can replace. Both make the
+command's exit code 10, because somebody should act. A *leftover* of something interrupted is reported, too,
+but costs only space, and the next scrub clears it away.
 
 With `repair` everything that can be derived is derived anew, and then all is checked a second time:
 the report tells what is wrong after the repair, not what was. A state or an index that contradicts
@@ -88,6 +89,13 @@ async def _look(pool: Pool, progress: Progress, *, read: bool) -> _Look:
     return _Look(report, bad, files.lost)
 
 
+def _with_paths(pool: Pool, text: str) -> str:
+    """Disks by where they are mounted: the log knows them by their ids."""
+    for disk in pool.foundation.disks.all():
+        text = text.replace(f"disk {disk.id.hex()[:8]}", str(disk.directory))
+    return text
+
+
 async def _check_copies(pool: Pool, report: CheckReport) -> None:
     """Log and snapshots have all their copies, and each can be read."""
     if pool.log is None:
@@ -97,7 +105,7 @@ async def _check_copies(pool: Pool, report: CheckReport) -> None:
     if status.copies < status.copies_wanted:
         report.add("log", "shortage", f"{status.copies} of {status.copies_wanted} copies")
     for finding in await pool.log.verify():
-        report.add("log", finding.kind, finding.detail)
+        report.add("log", finding.kind, _with_paths(pool, finding.detail))
     foundation = pool.foundation
     try:
         holders = await foundation.run_guarded(

@@ -65,7 +65,7 @@ async def check_indexes(
         if found:
             report.add(
                 "disk",
-                "shortage",
+                "leftover",
                 f"{disk.directory} holds {found} shards that no stripe claims: wasted space",
             )
         for text in store.check_accounts():
@@ -114,7 +114,7 @@ async def read_segments(disks: PoolDisks, report: CheckReport, progress: Progres
                 continue
             report.add(
                 "segment",
-                "shortage",
+                "leftover",
                 f"{disk.directory} holds {others[fault]} records that nothing needs "
                 f"({fault.value}): wasted space",
             )

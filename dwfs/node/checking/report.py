@@ -11,7 +11,8 @@ FINDINGS_MAX: Final = 10_000  # more help nobody; their number is reported
 
 Progress = Callable[[Mapping[str, object]], Awaitable[None]]
 Area = Literal["header", "disk", "segment", "log", "state", "stripe", "file", "space"]
-Severity = Literal["damage", "shortage"]
+# A leftover of something interrupted costs space at most; the next scrub clears it away.
+Severity = Literal["damage", "shortage", "leftover"]
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -44,6 +45,13 @@ class CheckReport(msgspec.Struct):
     def clean(self) -> bool:
         """Whether nothing at all is wrong any more."""
         return not self.findings and not self.findings_left_out
+
+    @property
+    def sound(self) -> bool:
+        """Whether all data and all redundancy is there: nothing was found but leftovers."""
+        return not self.findings_left_out and all(
+            finding.severity == "leftover" for finding in self.findings
+        )
 
     def add(self, area: Area, severity: Severity, text: str) -> None:
         """Note a finding."""
