@@ -159,9 +159,17 @@ def run_cycles(pool: Pool, count: int, seed: int, *, operations: bool = False) -
     for number in range(1, count + 1):
         print(cycles.run(number), flush=True)
         if number % 10 == 0:
+            if operations:
+                scrub_through(pool)
             pool.dwfs("check", pool.name, *["--read"] * operations)
     pool.umount()
     return cycles
+
+
+def scrub_through(pool: Pool) -> None:
+    """One whole scrub, after the one that the kill has interrupted and the mount resumed."""
+    pool.wait_for(lambda status: status["scrub"]["state"] != "running", HANG_SECONDS)
+    pool.dwfs("scrub", pool.name, "--wait")
 
 
 def main() -> int:
