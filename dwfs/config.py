@@ -159,7 +159,8 @@ def load_config(directories: Directories, name: str) -> PoolConfig:
     except FileNotFoundError:
         known = ", ".join(directories.pools()) or "none"
         raise PoolNotFoundError(
-            f"no pool {name!r} here ({path} is absent; known: {known})"
+            f"no pool {name!r} is known here ({path} is absent; known: {known}); if its disks are "
+            "here, 'dwfs import --disk DIR …' makes it known"
         ) from None
     except OSError as error:
         raise UsageError(f"can't read {path}: {error.strerror}") from None

@@ -92,6 +92,10 @@ class NoSpaceError(DwfsError):
     exit_code = 8
 
 
+class StateError(DwfsError):
+    """What this machine remembers of a pool is damaged; the next opening makes it anew from the disks."""
+
+
 class UnsupportedSystemError(DwfsError):
     """The machine lacks something that dwfs needs (`/dev/fuse`, a privilege, a kernel feature)."""
 

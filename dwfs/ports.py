@@ -217,8 +217,8 @@ class DataStore(Protocol):
     async def settle(self) -> list[StripeSeal]:
         """Wait until every closed stripe is written and synced; return seals not yet handed out.
 
-        Raises PosixError EIO if a stripe can't be stored now (it stays in memory, readable, and is
-        tried again by the next call).
+        Only for who logs the seals, because each is handed out once. Raises PosixError EIO if a stripe
+        can't be stored now (it stays in memory, readable, and is tried again by the next call).
         """
 
     def settled(self) -> list[StripeSeal]:

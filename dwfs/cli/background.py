@@ -53,8 +53,14 @@ def run_in_background(work: Callable[[Ready], int], log_file: Path) -> int:
             raise RefusedError(message.error, message.exit_code)
         return 0
     _, status = os.waitpid(child, 0)
-    how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else "no message"
-    raise DwfsError(f"the background process ended with {how}; see {log_file}")
+    if not os.WIFSIGNALED(status):
+        raise DwfsError(f"the background process ended without a message; see {log_file}")
+    # What a damaged database does (SIGBUS, SIGSEGV) is over when an opening failed twice.
+    how = signal.Signals(os.WTERMSIG(status)).name
+    raise DwfsError(
+        f"the background process was killed by {how}; see {log_file}. Try again; after the second "
+        "time what this machine remembers of the pool is made anew from the disks"
+    )
 
 
 def _run_child(work: Callable[[Ready], int], send: int, log_file: Path) -> None:

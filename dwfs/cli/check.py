@@ -93,7 +93,9 @@ def render_report(report: CheckReport) -> str:
     if damage:
         verdict = f"DAMAGED: {damage} findings mean lost or contradictory data"
     elif report.sound:
-        verdict = "all data and all redundancy is there; what is left over, the next scrub clears away"
+        verdict = (
+            "all data and all redundancy is there; what is left over, the next scrub clears away"
+        )
     else:
         verdict = "no data is lost, but redundancy is not what it should be"
     lines = [f"{report.pool}: {verdict}", *repaired]

@@ -259,8 +259,9 @@ def _change(
         print(answer.text)
         if not answer.done and not wait:
             pool = desk.config.name
+            what = "Data is spread onto it" if request == "disk.add" else "It goes on"
             if owned:
-                print(f"It goes on in the background: 'dwfs status {pool}' tells how far it is.")
+                print(f"{what} in the background: 'dwfs status {pool}' tells how far it is.")
             else:
                 print("The rest is done in the background when the pool is mounted.")
     if wait and not answer.done:

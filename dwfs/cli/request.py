@@ -145,8 +145,8 @@ class Desk:
             raise KeyboardInterrupt
         name = self.config.name
         raise StoppedWaitingError(
-            f"stopped, as nobody else has pool {name} open; it goes on where it was when the pool is "
-            "mounted, or when the command is given again"
+            f"stopped, as nobody else has pool {name} open; what had begun goes on when the pool is "
+            f"mounted: see 'dwfs status {name}'"
         )
 
     async def _open_and_ask(

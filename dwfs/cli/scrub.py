@@ -7,10 +7,14 @@ import argparse
 from dwfs.cli.output import format_bytes, format_count, format_duration, format_time, print_json
 from dwfs.cli.request import Desk
 from dwfs.cli.unlocking import add_unlock_options
-from dwfs.errors import DamageError
+from dwfs.errors import DamageError, DwfsError
 from dwfs.node.status import ScrubStatus
 
 _FILES_SHOWN_MAX = 100
+
+
+class _StoppedError(DwfsError):
+    """A scrub that was waited for was stopped by somebody else."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             "Start a scrub: every shard on every disk is read and verified, in the background of "
             "the mounted pool; what is missing or damaged is repaired, and each repair is read back. "
             "A pool that is not mounted is opened and scrubbed by the command itself, which needs "
-            "the key. Exit code 10 if --wait meets what is beyond repair."
+            "the key. Exit code 10 if --wait meets what can't be repaired, or not yet."
         ),
     )
     parser.add_argument("pool", metavar="POOL")
@@ -56,7 +60,12 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(status)
     else:
         print(render_scrub(pool, status))
-    return DamageError.exit_code if wait and status.unrepairable else 0
+    if wait and status.state == "stopped":
+        raise _StoppedError(
+            f"the scrub was stopped before it was done; 'dwfs scrub {pool}' goes on"
+        )
+    bad = status.unrepairable or status.unrepaired
+    return DamageError.exit_code if wait and bad else 0
 
 
 def render_scrub(pool: str, status: ScrubStatus) -> str:
@@ -71,6 +80,17 @@ def render_scrub(pool: str, status: ScrubStatus) -> str:
             lines.append("  nothing damaged or missing so far")
     if status.state == "idle" and not found:
         lines[-1] = "  nothing was damaged or missing"
+    if status.unrepaired:
+        lines.append(
+            f"  {format_count(status.unrepaired, 'shard')} not repaired yet, for want of a disk that "
+            f"takes them: see 'dwfs status {pool}'; it is tried again by itself"
+        )
+    if status.state == "idle":
+        lines += [
+            f"  {disk.path} was not read: it was not in use"
+            for disk in status.disks
+            if disk.state == "skipped"
+        ]
     if status.unrepairable:
         lines.append(f"  BEYOND REPAIR: {format_count(status.unrepairable, 'stripe')}")
         lines += [f"    {path}" for path in status.damaged_files[:_FILES_SHOWN_MAX]]

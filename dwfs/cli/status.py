@@ -65,7 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(statuses)
     elif not statuses:
-        print(f"No pools here ({directories.config}). Make one with: dwfs init POOL --disk DIR …")
+        print(
+            f"No pools are known here ({directories.config}).\n"
+            "If the disks of one are here, nothing is lost: dwfs import --disk DIR …\n"
+            "To make a new one on empty disks: dwfs init POOL --disk DIR …"
+        )
     else:
         print("\n\n".join(render_status(status) for status in statuses))
     return 0
@@ -155,11 +159,19 @@ def _render_space(status: PoolStatus) -> list[str]:
     lines.append(f"  these disks hold {format_bytes(space.usable_bytes)} of data in all")
     if space.stranded_bytes > _STRANDED_SHARE_TOLD * space.usable_bytes:
         lines.append(
-            f"  {format_bytes(space.stranded_bytes)} of the disks can't be used, because they "
-            "differ in size"
+            f"  {format_bytes(space.stranded_bytes)} of the disks can't be used, because their "
+            "room differs"
         )
     if space.if_added is not None:
         more = space.if_added
+        working = sum(disk.state == "online" for disk in status.disks)
+        if not more.gained_bytes and working < status.data + status.parity:
+            lines.append(
+                f"  {format_count(working, 'disk')} can take new data, but a {status.data}+{status.parity} code needs "
+                f"{status.data + status.parity}: what is written now lacks redundancy until there "
+                "are as many"
+            )
+            return lines
         lines.append(
             f"  one more disk of {format_bytes(more.disk_bytes)} would give room for "
             f"{format_bytes(more.gained_bytes)} more ({format_bytes(more.usable_bytes)} in all)"

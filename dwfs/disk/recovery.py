@@ -47,7 +47,7 @@ class Recovery(msgspec.Struct):
     allocated_bytes: int = 0  # of all segment files
     superseded: list[tuple[ShardKey, Location]] = []  # older records of keys found twice
     unsynced: set[int] = set()  # segments with records that no earlier sync may have covered
-    unreadable: list[int] = []  # segments that could not be scanned
+    unreadable: list[int] = []  # segments that could not be scanned, or not everywhere
     torn: int = 0
 
 
@@ -108,6 +108,9 @@ async def _enter(scan: SegmentScan, ledger: SegmentLedger, found: Recovery) -> N
             _log.info("segment %d was begun but never written; passed over", scan.number)
         found.unreadable.append(scan.number)
         return
+    if scan.unread:
+        _log.warning("segment %d can't be read everywhere", scan.number)
+        found.unreadable.append(scan.number)
     if scan.live:
         found.unsynced.add(scan.number)
     for count, entry in enumerate(scan.live, start=1):

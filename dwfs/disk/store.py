@@ -96,11 +96,6 @@ class SegmentStore:
             store.update_space(measured[directory])
         return store
 
-    async def rebuild_index(self, progress: Progress | None = None) -> None:
-        """Forget the index and scan all segments. Nobody else may use the store meanwhile."""
-        await self._writer.close_segments()
-        await self._recover(trusted=False, progress=progress)
-
     async def close(self) -> None:
         """Sync, close the open segments with footers, close files. A failing disk is only logged."""
         if self._access.retired:
@@ -194,14 +189,6 @@ class SegmentStore:
         return [] if self._access.retired else self._ledger.index.keys(after, limit)
 
     # --- for the disk's owner ----------------------------------------------------------------
-
-    def disk_order(self, keys: Sequence[ShardKey]) -> list[ShardKey]:
-        """Those of `keys` that are here, in the order in which they lie on the disk: for scrubs."""
-        if self._access.retired:
-            return []
-        places = [(self._ledger.index.get(key), key) for key in keys]
-        found = [(place.segment, place.offset, key) for place, key in places if place is not None]
-        return [key for _, _, key in sorted(found, key=lambda item: item[:2])]
 
     def check_accounts(self) -> list[str]:
         """Where the accounts of segments are not the sums over the index: sentences for people.

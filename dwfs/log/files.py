@@ -113,6 +113,7 @@ class ClosedFile:
         self.reach = reach
         self.whole = whole  # disks with a complete copy
         self.damaged = damaged  # disks whose copy lacks something
+        self.doubted = False  # a check found less than was believed
         self.broken = broken  # records in the middle are lost on all copies; left as it is
 
     @property
@@ -144,6 +145,12 @@ class ClosedFile:
             file.damaged,
             file.facts.beyond is not None,
         )
+
+    def note_findings(self, lacking: frozenset[DiskId], absent: frozenset[DiskId]) -> None:
+        """Copies that lack something are to be mended; in the place of absent ones, new ones made."""
+        self.doubted = self.doubted or bool(self.whole & (lacking | absent))
+        self.damaged = (self.damaged | lacking) - absent
+        self.whole -= lacking | absent
 
     def disposable(self, trimmed: Mapping[VolumeId, int]) -> bool:
         """Whether all its records are behind their streams' trim points."""

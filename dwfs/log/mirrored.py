@@ -385,12 +385,29 @@ class MirroredLog:
         return used
 
     async def verify(self) -> list[LogFinding]:
-        """Read and compare every copy of every file that is needed. Safe beside appends."""
+        """Read and compare every copy of every file that is needed. Safe beside appends.
+
+        The next `heal` mends the copies that were found bad. A file that grows is closed for that.
+        """
         async with self._maintenance:
             async with self._writing:
                 # Between appends every record is on all members.
                 current = None if self._current is None else ClosedFile.retired(self._current)
-            return await self._guarded(partial(self._upkeep.verify, current))
+            findings = await self._guarded(partial(self._upkeep.verify, current))
+            if current is not None and current.doubted:
+                await self._close_damaged(current)
+            return findings
+
+    async def _close_damaged(self, found: ClosedFile) -> None:
+        """Close the current file, if it is still the one in which damaged copies were found."""
+        async with self._writing:
+            if self._current is not None and self._current.header.file_id == found.file_id:
+                await self._guarded(self._roll)
+            for file in self._closed:
+                if file.file_id == found.file_id:
+                    # Appends went on during the check, and may have lost members of their own.
+                    file.whole &= found.whole
+                    file.damaged |= found.damaged
 
     async def close(self) -> None:
         """Close files and join the threads. Everything appended is durable already.

@@ -184,7 +184,10 @@ class Upkeep:
             file.damaged -= {disk.disk}
 
     async def verify(self, current: ClosedFile | None) -> list[LogFinding]:
-        """Read every copy of every needed file, and of the one that grows as it was just now."""
+        """Read every copy of every needed file, and of the one that grows as it was just now.
+
+        Notes which copies are to be mended, if the others have everything.
+        """
         findings: list[LogFinding] = []
         for file in [*self.needed(), *([current] if current is not None else [])]:
             readable = self._settings.readable_disks()
@@ -202,6 +205,8 @@ class Upkeep:
                 if hung.disk is not None:
                     self._report({hung.disk: hung.cause})
                 state = CopyState(frozenset(), frozenset(), frozenset(paths), False)
+            if state.complete:
+                file.note_findings(state.lacking, state.absent)
             wanted = min(self._settings.copies, len(self._settings.disks()))
             findings.extend(describe(file.sequence, state, wanted, file.broken))
         return findings

@@ -10,6 +10,7 @@ it is. Whoever goes away while waiting changes nothing: the work belongs to the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 
 from dwfs.node import keyslots
@@ -75,6 +76,10 @@ class Administration:
         """Begin a scrub, or go on with one that was stopped."""
         scrub = services_of(self._pool).scrub
         scrub.start()
+        # Who is told that it runs may rely on it: it is there after a crash, too. Not on a machine
+        # whose disk is full; that is no reason against scrubbing, and saving is tried again.
+        with suppress(OSError):
+            await services_of(self._pool).jobs.save()
         if flag(arguments, "wait"):
             await follow(scrub.follow(), progress)
         return scrub.status()

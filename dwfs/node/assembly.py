@@ -116,6 +116,7 @@ class Pool:
             foundation.changes,
             self._doubted_disks,
             lambda: stripes.counters().degraded,
+            self._reported_shards,
         )
         self.snapshotter: Snapshotter | None = None
         self.copies: CopyHealer | None = None
@@ -142,6 +143,9 @@ class Pool:
         return frozenset(
             disk.id for disk in self.foundation.disks.all() if disk.state in ("failing", "suspect")
         )
+
+    def _reported_shards(self) -> dict[StripeId, frozenset[int]]:
+        return {} if self.services is None else self.services.repairer.bad_shards()
 
     @property
     def read_only(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -235,13 +235,15 @@ class OrphanSweep:
         self._idle = trio.Event()
         # Shards whose stripes were in memory, by where they lie: to be judged once those are sealed.
         self._put_off: dict[ShardStore, list[ShardKey]] = {}
+        self._due: list[ShardStore] = []  # survives a failure in the middle
 
     async def run(self) -> None:
         """Sweep for ever."""
         changes = self._foundation.changes
         while True:
             generation = changes.generation
-            await self._sweep(self._foundation.disks.unswept())
+            self._due += self._foundation.disks.unswept()
+            await self._sweep()
             await self._look_again()
             if changes.generation == generation:
                 self._idle.set()
@@ -254,11 +256,12 @@ class OrphanSweep:
         """Wait until every disk that is there was swept since it was opened."""
         await self._idle.wait()
 
-    async def _sweep(self, stores: Sequence[ShardStore]) -> None:
+    async def _sweep(self) -> None:
         deleted = 0
         with self._work.doing("sweep", "looking for shards that nothing refers to"):
-            for store in stores:
-                deleted += await self.sweep(store)
+            while self._due:
+                deleted += await self.sweep(self._due[0])
+                del self._due[0]
         if deleted:
             _log.info("deleted %d shards that nothing referred to", deleted)
 

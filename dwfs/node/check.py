@@ -31,6 +31,7 @@ from dwfs.node.checking.report import CheckReport, Finding, Progress
 from dwfs.node.checking.stripes import check_stripes
 from dwfs.node.reclaim_target import VolumeReclaimTarget
 from dwfs.node.services.rescue import LostRanges, Rescuer
+from dwfs.ports import ShardFault
 
 __all__ = ["CheckReport", "Finding", "check_pool"]
 
@@ -74,19 +75,33 @@ async def _look(pool: Pool, progress: Progress, *, read: bool) -> _Look:
     for text in pool.volume.check():
         report.add("state", "damage", text)
     await check_indexes(disks, pool.volume, pool.stripes, report)
-    bad = await read_segments(disks, report, progress) if read else {}
+    bad = await read_segments(disks, report, progress) if read else _known_bad(pool)
     lost = await check_stripes(pool.volume, pool.stripes, disks, bad, report, progress)
     files = await check_references(pool.volume, lost, report, progress)
     # Of a stripe with too few sound shards most sectors may still be readable.
     rescuer = Rescuer(pool.volume, pool.stripes, VolumeReclaimTarget(pool.volume))
     damaged = await rescuer.sift(files.lost, copy=False)
     report.damaged_files = await paths_of_inodes(pool.volume, damaged)
+    away = pool.foundation.lost_disks
+    what = "can't be read in full while disks are away" if away else "has lost data"
     for name in report.damaged_files:
-        report.add("file", "damage", f"{name} has lost data")
+        report.add("file", "damage", f"{name} {what}")
     report.needs_reopen |= any(
         finding.area == "state" and finding.severity == "damage" for finding in report.findings
     )
     return _Look(report, bad, files.lost)
+
+
+def _known_bad(pool: Pool) -> BadShards:
+    """What readers and scrubs found and nobody could mend yet."""
+    bad: BadShards = {}
+    reported = {} if pool.services is None else pool.services.repairer.bad_shards()
+    for stripe, numbers in reported.items():
+        seal = pool.volume.catalog.seal_of(stripe)
+        if seal is not None:
+            places = {number: seal.placement[number] for number in numbers}
+            bad[stripe] = {number: (disk, ShardFault.ROTTEN) for number, disk in places.items()}
+    return bad
 
 
 def _with_paths(pool: Pool, text: str) -> str:

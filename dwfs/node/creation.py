@@ -76,7 +76,7 @@ def check_plan(directories: Directories, plan: PoolPlan) -> list[str]:
     if len(plan.disks) < geometry.total:
         raise NotEnoughDisksError(
             f"{geometry.data}+{geometry.parity} needs at least {geometry.total} disks, but "
-            f"{len(plan.disks)} were given: add disks, or choose smaller --data or --parity"
+            f"{len(plan.disks)} {'was' if len(plan.disks) == 1 else 'were'} given: add disks, or choose smaller --data or --parity"
         )
     if len(plan.disks) > POOL_DISKS_MAX:
         raise UsageError(f"a pool has at most {POOL_DISKS_MAX} disks, not {len(plan.disks)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dwfs.errors import DwfsError, UsageError
+from dwfs.errors import DwfsError, NotEnoughDisksError, UsageError
 from dwfs.node.arguments import flag, text
 from dwfs.node.assembly import Pool
 from dwfs.node.control import Arguments, Handler, Progress
@@ -21,9 +21,9 @@ class JobFailedError(DwfsError):
 
 
 def services_of(pool: Pool) -> PoolServices:
-    """The pool's services. Raises DwfsError if it is open read-only."""
+    """The pool's services. Raises NotEnoughDisksError if it is open read-only."""
     if pool.services is None:
-        raise DwfsError(
+        raise NotEnoughDisksError(
             "the pool is open read-only, because too many disks are gone; attach them and mount again"
         )
     return pool.services
@@ -63,7 +63,11 @@ class DiskAdministration:
             job = services.balance.start()
             if flag(arguments, "wait"):
                 job = await follow(services.balance.follow(), progress)
-        return self._answer(disk, f"{disk.directory} is part of the pool now", job)
+        said = f"{disk.directory} is part of the pool now"
+        sharer = self._pool.life_cycle.sharer_of(disk.id)
+        if sharer is not None:
+            said += f"; it shares a filesystem with {sharer}: if that fails, both do"
+        return self._answer(disk, said, job)
 
     async def remove(self, arguments: Arguments, progress: Progress) -> object:
         """Empty a disk and take it out of the pool; or wait for a removal that is under way."""
@@ -85,12 +89,19 @@ class DiskAdministration:
         return self._answer(disk, f"{disk.directory} stays in the pool")
 
     async def replace(self, arguments: Arguments, progress: Progress) -> object:
-        """Take a new disk into the pool in the place of another, which is emptied and removed."""
+        """Take a new disk into the pool in the place of another, which is emptied and removed.
+
+        Or wait for a replacement that is under way.
+        """
         disk = self._find(arguments)
         directory = _path(arguments)
         services = services_of(self._pool)
-        await self._pool.life_cycle.replace(disk.id, directory)
-        job = services.removal.note_begin(disk, "replace")
+        if disk.wish == "removing" and flag(arguments, "wait") and self._is_member(directory):
+            # The command was given again after an interruption: it waits for what it began.
+            job = services.removal.job_of(disk)
+        else:
+            await self._pool.life_cycle.replace(disk.id, directory)
+            job = services.removal.note_begin(disk, "replace")
         return await self._emptied(disk, job, arguments, progress)
 
     async def offline(self, arguments: Arguments, progress: Progress) -> object:
@@ -103,6 +114,9 @@ class DiskAdministration:
         """Use a disk again; it catches up with what changed while it was away."""
         disk = self._find(arguments)
         await self._pool.life_cycle.online(disk.id)
+        if disk.state == "missing":
+            said = f"{disk.directory} is not there; it is used again as soon as it is found"
+            return self._answer(disk, said)
         return self._answer(disk, f"{disk.directory} is in use again")
 
     async def start_balance(self, arguments: Arguments, progress: Progress) -> object:
@@ -129,7 +143,8 @@ class DiskAdministration:
             return self._answer(disk, f"{job.disk}: {job.result}", job)
         return DiskAnswer(
             disk_status(self._pool, disk),
-            f"{disk.directory} is being emptied; it leaves the pool when that is done",
+            f"{disk.directory} is being {'emptied' if disk.readable else 'rebuilt on the others'}; it"
+            " leaves the pool when that is done",
             job,
             done=False,
         )
@@ -137,6 +152,9 @@ class DiskAdministration:
     def _answer(self, disk: PoolDisk, said: str, job: JobStatus | None = None) -> DiskAnswer:
         done = job is None or job.state in ("finished", "stopped")
         return DiskAnswer(disk_status(self._pool, disk), said, job, done)
+
+    def _is_member(self, directory: Path) -> bool:
+        return any(disk.directory == directory for disk in self._pool.foundation.disks.all())
 
     def _find(self, arguments: Arguments) -> PoolDisk:
         return self._pool.life_cycle.find(text(arguments, "disk"))

@@ -145,15 +145,20 @@ class Foundation:
     # --- databases ---------------------------------------------------------------------------
 
     def open_databases(self) -> tuple[IndexEnvironment, StateStore]:
-        """Open (or make) the state directory's databases."""
-        self.index = IndexEnvironment(self.state_directory / "index.mdb")
-        self._book = AttendanceBook(self.index)
-        self.state_store = StateStore(
-            self.state_directory / f"state-{self.header.root_volume.hex()}.mdb",
-            self.volume_keys.values,
-            self.volume_keys.names,
-        )
-        return self.index, self.state_store
+        """Open (or make) the state directory's databases, both or none. Raises StateError."""
+        index = IndexEnvironment(self.state_directory / "index.mdb")
+        try:
+            store = StateStore(
+                self.state_directory / f"state-{self.header.root_volume.hex()}.mdb",
+                self.volume_keys.values,
+                self.volume_keys.names,
+            )
+        except BaseException:
+            index.close()
+            raise
+        self.index, self.state_store = index, store
+        self._book = AttendanceBook(index)
+        return index, store
 
     @property
     def book(self) -> AttendanceBook:
@@ -266,6 +271,7 @@ class Foundation:
             return
         with trio.CancelScope(shield=True):
             await store.close()
+            await self._sign_out(disk)
             if executor.stalled or disk.store is not store:
                 self.take_down(disk)
                 return
@@ -326,13 +332,41 @@ class Foundation:
 
     # --- closing -----------------------------------------------------------------------------
 
-    async def close_stores(self) -> None:
-        """Close the shard stores; their last entries in the index are still to be committed."""
+    async def close_stores(self, *, sign_out: bool = False) -> None:
+        """Close the shard stores; their last entries in the index are still to be committed.
+
+        `sign_out`: that commit follows in any case, so the disks may be left with a fresh token.
+        """
+
+        async def close_one(disk: PoolDisk, store: SegmentStore) -> None:
+            await store.close()
+            if sign_out:
+                await self._sign_out(disk)
+
         async with trio.open_nursery() as nursery:
             for disk in self.disks.all():
                 store, disk.store = disk.store, None
                 if store is not None:
-                    nursery.start_soon(store.close)
+                    nursery.start_soon(close_one, disk, store)
+
+    async def _sign_out(self, disk: PoolDisk) -> None:
+        """Leave a fresh token: a copy that was made while the disk was in use has another."""
+        if disk.executor is None:
+            return
+        platform = self.platform
+        try:
+            signed = await disk.executor.run(
+                sign_in,
+                disk.directory,
+                self.header.pool,
+                disk.id,
+                platform.medium,
+                platform.randomness,
+            )
+        except OSError:
+            return  # it is believed by its old token, or not at all
+        if signed.written is not None and self.book.is_unchanged(disk.id, signed.found):
+            self.book.remember(signed.written)
 
     async def close(self) -> None:
         """Close stores, databases, threads, and wipe the keys. What was not committed is given up."""

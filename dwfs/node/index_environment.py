@@ -14,7 +14,7 @@ from typing import Final
 import lmdb
 
 from dwfs.disk.index import TABLES_PER_DISK, Transaction
-from dwfs.errors import DwfsError, NoSpaceError
+from dwfs.errors import DwfsError, NoSpaceError, StateError
 from dwfs.limits import GIB, POOL_DISKS_MAX
 
 MAP_SIZE: Final = 64 * GIB  # address space only; some 500 million shards
@@ -28,8 +28,9 @@ class IndexEnvironment:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        environment = None
         try:
-            self.environment = lmdb.open(
+            self.environment = environment = lmdb.open(
                 str(path),
                 map_size=MAP_SIZE,
                 max_dbs=TABLES_PER_DISK * _DISKS_MAX + 1,
@@ -44,6 +45,8 @@ class IndexEnvironment:
             self._transaction: Transaction = self.environment.begin(write=True)
             self._notes = self.environment.open_db(_NOTES, txn=self._transaction)
         except lmdb.Error as error:
+            if environment is not None:
+                environment.close()
             raise self._failure("open", error) from error
 
     @property
@@ -90,4 +93,4 @@ class IndexEnvironment:
         text = f"shard index {self._path}: {operation}: {error}; "
         if "No space" in str(error) or "quota" in str(error):
             return NoSpaceError(text + "free space on its disk and mount again")
-        return DwfsError(text + "mount again to rebuild it")
+        return StateError(text + "mount again to rebuild it")

@@ -27,6 +27,9 @@ import msgspec
 from dwfs.types import PoolId
 
 STATE_FORMAT: Final = 1  # of the state directory as a whole; another number means: rebuild
+# A damaged database may kill the process that reads it (SIGBUS), which then can't say so. One opening
+# that was killed may have been killed by somebody; two are a reason for doubt.
+_OPENINGS_MAX: Final = 2
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -38,6 +41,7 @@ class Marker(msgspec.Struct, frozen=True):
     boot_id: str  # of the boot in which the state was last written
     clean: bool  # closed in order, everything synced
     state_id: str = ""  # hex; that of the pool header when the state was made
+    openings: int = 0  # begun since the last one that came to an end, good or bad
 
 
 # Made once, here: msgspec (0.22) builds what it needs of a type at the type's first use, and two
@@ -56,7 +60,9 @@ def current_boot_id() -> str:
 def is_believable(directory: Path, pool: PoolId, state_id: bytes) -> bool:
     """Whether the state directory is consistent (if perhaps behind the log)."""
     marker = _read_ours(directory, pool, state_id)
-    return marker is not None and (marker.clean or marker.boot_id == current_boot_id())
+    if marker is None or marker.openings >= _OPENINGS_MAX:
+        return False
+    return marker.clean or marker.boot_id == current_boot_id()
 
 
 def is_clean(directory: Path, pool: PoolId, state_id: bytes) -> bool:
@@ -72,7 +78,42 @@ def is_current(directory: Path, pool: PoolId, state_id: bytes) -> bool:
 
 def mark(directory: Path, pool: PoolId, state_id: bytes, *, clean: bool) -> None:
     """Write the marker durably and atomically."""
-    marker = Marker(STATE_FORMAT, pool.hex(), current_boot_id(), clean, state_id.hex())
+    _write(directory, Marker(STATE_FORMAT, pool.hex(), current_boot_id(), clean, state_id.hex()))
+
+
+def mark_opening(directory: Path, pool: PoolId, state_id: bytes) -> None:
+    """As `mark`, not clean, for an opening that begins: `mark` says that it came to its end."""
+    before = _read_ours(directory, pool, state_id)
+    openings = 1 if before is None else before.openings + 1
+    fresh = Marker(
+        STATE_FORMAT, pool.hex(), current_boot_id(), False, state_id.hex(), openings=openings
+    )
+    _write(directory, fresh)
+
+
+def forgive_opening(directory: Path, pool: PoolId, state_id: bytes) -> None:
+    """The opening came to nothing, but in order: that is no reason to doubt the databases."""
+    before = _read_ours(directory, pool, state_id)
+    if before is not None and before.openings:
+        _write(directory, msgspec.structs.replace(before, openings=before.openings - 1))
+
+
+def distrust(directory: Path) -> None:
+    """The databases turned out to be damaged: the next opening makes them anew."""
+    (directory / "marker").unlink(missing_ok=True)
+
+
+def readopt(directory: Path, state_id: bytes) -> None:
+    """Make a state directory the current one again, whose successor came to nothing.
+
+    For who knows that nothing was written to the pool under the successor's id. What the marker says
+    of the state itself stays as it is. Raises OSError if there is no marker.
+    """
+    marker = _DECODER.decode((directory / "marker").read_bytes())
+    _write(directory, msgspec.structs.replace(marker, state_id=state_id.hex()))
+
+
+def _write(directory: Path, marker: Marker) -> None:
     target = directory / "marker"
     temporary = directory / "marker.new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

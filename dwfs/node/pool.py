@@ -19,10 +19,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+import lmdb
 import trio
 
 from dwfs.config import Directories, PoolConfig
-from dwfs.errors import DwfsError, MediumError, PosixError
+from dwfs.errors import DwfsError, MediumError, PosixError, StateError
 from dwfs.node import background, marker
 from dwfs.node.administration import Administration
 from dwfs.node.assembly import OpenOptions, Pool, assemble
@@ -34,6 +35,7 @@ from dwfs.node.disks.watch import watch_disks
 from dwfs.node.foundation import Foundation, lay_foundation
 from dwfs.node.lock import PoolLock
 from dwfs.node.services.pool_services import Activity
+from dwfs.volume.store import StateDamagedError
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ async def open_pool(
         try:
             async with _lasting_tasks() as stripe_tasks:
                 try:
-                    pool = await assemble(foundation, config, options, stripe_tasks)
+                    pool = await _assemble(foundation, config, options, stripe_tasks)
                     try:
                         async with trio.open_nursery() as nursery:
                             _start_tasks(pool, directories, nursery)
@@ -81,6 +83,42 @@ async def open_pool(
                 await foundation.close()
     if failure is not None:
         raise sole_cause(failure)
+
+
+async def _assemble(
+    foundation: Foundation, config: PoolConfig, options: OpenOptions, stripe_tasks: trio.Nursery
+) -> Pool:
+    """As `assemble`; databases that turn out to be damaged are not believed by the next opening."""
+    try:
+        return await assemble(foundation, config, options, stripe_tasks)
+    except Exception as failure:
+        error = sole_cause(failure)
+        directory = foundation.state_directory
+        if not isinstance(error, lmdb.Error | StateError | StateDamagedError):
+            if isinstance(error, DwfsError | PosixError | MediumError | OSError):
+                await _forgive(foundation)
+            raise
+        if foundation.beyond_redundancy:
+            raise StateError(
+                f"the databases in {directory} are damaged ({error}): attach the missing disks, from "
+                "which they are then made anew"
+            ) from error
+        await foundation.platform.run_blocking(marker.distrust, directory)
+        raise StateError(
+            f"the databases in {directory} are damaged ({error}): give the command again, and they "
+            "are made anew from the disks"
+        ) from error
+    except BaseException:  # interrupted: no fault of the databases either
+        with trio.CancelScope(shield=True):
+            await _forgive(foundation)
+        raise
+
+
+async def _forgive(foundation: Foundation) -> None:
+    header = foundation.header
+    await foundation.platform.run_blocking(
+        marker.forgive_opening, foundation.state_directory, header.pool, header.state_id
+    )
 
 
 @asynccontextmanager
@@ -181,7 +219,7 @@ async def _sync_databases(foundation: Foundation) -> None:
     index, store = foundation.index, foundation.state_store
     assert index is not None
     assert store is not None
-    await foundation.close_stores()
+    await foundation.close_stores(sign_out=True)
     index.commit()
     run_blocking = foundation.platform.run_blocking
     await run_blocking(index.sync)

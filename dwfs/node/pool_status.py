@@ -23,7 +23,7 @@ from dwfs.node.status import (
     explain,
 )
 from dwfs.stripe import DiskRoom, forecast, recommend, room_of
-from dwfs.types import Geometry
+from dwfs.types import Geometry, StripeId
 
 _WORTH_ANOTHER_CODE: Final = 1.05  # less gain is not worth making a pool anew
 
@@ -158,7 +158,11 @@ def _complaints(pool: Pool) -> list[str]:
 
 def _scrub_advice(pool: Pool) -> list[str]:
     scrub = ScrubStatus("never") if pool.services is None else pool.services.scrub.status()
-    if not scrub.unrepairable:
+    if pool.services is None or not scrub.unrepairable:
+        return []
+    # Deleted or overwritten since, or their files restored: nothing of them is needed any more.
+    lost = pool.services.jobs.book.lost_stripes
+    if lost and not any(pool.volume.catalog.seal_of(StripeId(stripe)) for stripe in lost):
         return []
     files = ", ".join(scrub.damaged_files[:3])
     more = len(scrub.damaged_files) - 3

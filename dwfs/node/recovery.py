@@ -22,10 +22,11 @@ from typing import Final
 
 import msgspec
 
-from dwfs.errors import DamageError, NotEnoughDisksError
+from dwfs.errors import DamageError, NotEnoughDisksError, StateError
 from dwfs.log import LogInventory, MirroredLog, find_snapshot
 from dwfs.node import marker
 from dwfs.node.foundation import Foundation
+from dwfs.node.index_environment import IndexEnvironment
 from dwfs.ports import DataStore
 from dwfs.types import LogSequence
 from dwfs.volume import Recovery, StateStore, VolumeState, recover
@@ -59,13 +60,21 @@ async def recover_databases(
     believable = marker.is_believable(directory, header.pool, header.state_id)
     was_clean = marker.is_clean(directory, header.pool, header.state_id)
     if believable and not foundation.beyond_redundancy:
-        await platform.run_blocking(_mark_in_use, directory, foundation)
+        await platform.run_blocking(marker.mark_opening, directory, header.pool, header.state_id)
     elif not believable:
         was_current = marker.is_current(directory, header.pool, header.state_id)
         await platform.run_blocking(discard_state, directory)
         if not was_current and not first_opening:
             await _disown_other_states(foundation)
-    index, store = foundation.open_databases()
+    try:
+        index, store = _open_databases(foundation, blank_is_right=not believable)
+    except StateError as error:
+        if not believable or foundation.beyond_redundancy:
+            raise
+        _log.warning("%s; it is made anew from the disks", error)
+        believable = False
+        await platform.run_blocking(discard_state, directory)
+        index, store = foundation.open_databases()
     loaded = 0
     if not believable and not first_opening:
         loaded = await _load_snapshot(foundation, store, report)
@@ -133,7 +142,8 @@ def replay_log(
 
 def mark_recovered(foundation: Foundation) -> None:
     """The databases are whole now, and were committed: the marker may say so. Blocking."""
-    _mark_in_use(foundation.state_directory, foundation)
+    header = foundation.header
+    marker.mark(foundation.state_directory, header.pool, header.state_id, clean=False)
 
 
 def discard_state(directory: Path) -> None:
@@ -143,9 +153,16 @@ def discard_state(directory: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _mark_in_use(directory: Path, foundation: Foundation) -> None:
-    header = foundation.header
-    marker.mark(directory, header.pool, header.state_id, clean=False)
+def _open_databases(
+    foundation: Foundation, *, blank_is_right: bool
+) -> tuple[IndexEnvironment, StateStore]:
+    """Raises StateError, also for a state that was emptied although there should be something."""
+    index, store = foundation.open_databases()
+    if store.is_blank and not blank_is_right:
+        store.close()
+        index.close()
+        raise StateError(f"the state in {foundation.state_directory} is empty; mount again")
+    return index, store
 
 
 async def _disown_other_states(foundation: Foundation) -> None:

@@ -1,7 +1,7 @@
 """How many stripes lack shards, and how many more disks they can bear to lose.
 
-The state says where each shard was put, the disks' indexes say whether it is there, and the disks'
-roles whether it can be read. A walk over all stripes, in small pieces between other work, counts
+The state says where each shard was put, the disks' indexes say whether it is there, the disks' roles
+whether it can be read, and the repair queue which ones were found to be damaged. A walk over all stripes, in small pieces between other work, counts
 them: after the mount, after each change of a disk, and again while there is something to count,
 because repair is at it. A walk that a change of a disk has overtaken is worth nothing; `counted` says
 whether the figures are of the disks as they are now.
@@ -12,7 +12,7 @@ and at most half of it while disks come and go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, NamedTuple, Protocol
 
 import trio
@@ -62,6 +62,8 @@ class RedundancyCount:
 
     `doubted` gives the disks that are still read but may fail any moment: their shards don't count
     as sound. `degraded_writes` counts stripes that were written short since the pool was opened.
+    `reported` gives the shards that readers and scrubs found bad and that are not mended yet: no index
+    tells of them.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class RedundancyCount:
         changes: Changes,
         doubted: Callable[[], frozenset[DiskId]],
         degraded_writes: Callable[[], int],
+        reported: Callable[[], Mapping[StripeId, Collection[int]]] = dict,
     ) -> None:
+        self._reported = reported
         self._catalog = catalog
         self._disks = disks
         self._changes = changes
@@ -111,7 +115,9 @@ class RedundancyCount:
             took = trio.current_time() - started
             with trio.move_on_after(max(_RECOUNT_SECONDS, took / _WALK_SHARE)):
                 await self._changes.after(self._generation)
-            while self.counted and not self._count.unreadable and not self.short_stripes:
+            while self.counted and not (
+                self._count.unreadable or self.short_stripes or self._reported()
+            ):
                 with trio.move_on_after(_RECOUNT_SECONDS):
                     await self._changes.after(self._generation)
             await trio.sleep(max(_SETTLE_SECONDS, took))
@@ -120,13 +126,15 @@ class RedundancyCount:
         """Walk over all stripes."""
         generation = self._changes.generation
         written_before = self._degraded_writes()
+        reported = self._reported()
         counted = Count(0, 0, 0)
         after: StripeId | None = None
         while seals := self._catalog.seals(after, _BATCH):
             after = seals[-1].stripe
             doubted = self._doubted()
             for seal in seals:
-                health = assess(seal, self._disks.role, self._has)
+                bad = reported.get(seal.stripe, ())
+                health = assess(seal, self._disks.role, self._has, bad)
                 counted = worst(counted, health, _shards_on(seal, doubted))
             await trio.sleep(_PAUSE_SECONDS)
         self._count, self._written_before = counted, written_before

@@ -148,6 +148,7 @@ class ScrubStatus(msgspec.Struct, frozen=True):
     faults: dict[str, int] = {}  # by kind of fault
     repaired: int = 0  # shards
     unrepairable: int = 0  # stripes
+    unrepaired: int = 0  # shards that could not be repaired yet: no disk had room, or one failed
     damaged_files: list[str] = []  # that unrepairable stripes belong to
     every_days: float | None = None  # None: never by itself
     due_ns: int | None = None  # when the next one begins by itself
@@ -218,7 +219,7 @@ def explain(
     lines += [f"disk {disk.path} is slow: {disk.slow}" for disk in disks if disk.slow]
     if unreadable_stripes:
         lines.append(
-            f"{_count(unreadable_stripes, 'stripe')} can't be read now; "
+            f"{_count(unreadable_stripes, 'stripe')} can't be read in full now; "
             "`dwfs check` names the files that need them"
         )
     if degraded_stripes:
@@ -239,7 +240,7 @@ def explain(
                 are = "is" if gone == 1 else "are"
                 lines.append(
                     f"{_count(gone, 'disk')} {are} gone but only {parity} can be replaced from "
-                    "redundancy; what needs them answers EIO until they are back"
+                    "redundancy; what needs them answers EIO until they are back, and is whole then"
                 )
     return lines
 
@@ -248,11 +249,13 @@ def _sentence(disk: DiskStatus) -> str:
     reason = f": {disk.reason}" if disk.reason else ""
     match disk.state:
         case "removing":
-            return f"disk {disk.path} is being emptied, to be removed{reason}"
+            return f"disk {disk.path} is being emptied, and leaves the pool when that is done"
         case "failing":
             return f"disk {disk.path} is failing{reason}; what it holds is moved: replace it"
         case "suspect":
             return f"disk {disk.path} is suspect{reason}; it is watched and gets no new data"
+        case "offline":
+            return f"disk {disk.path} is offline{reason}; 'dwfs disk online' brings it back"
         case _:
             return f"disk {disk.path} is {disk.state}{reason}"
 

@@ -36,10 +36,17 @@ class ShardDisposal:
         self._space = space
         self._nursery = nursery
         self._moving: dict[StripeId, int] = {}  # → shards to delete when it has arrived, or 0
+        self._arrived = trio.Event()  # the next one has
 
     def is_moving(self, stripe: StripeId) -> bool:
         """Whether a mover works on the stripe."""
         return stripe in self._moving
+
+    async def moves_settled(self) -> None:
+        """Wait until every move that is under way now has ended."""
+        claimed = set(self._moving)
+        while claimed := claimed & self._moving.keys():
+            await self._arrived.wait()
 
     def begin_move(self, stripe: StripeId) -> bool:
         """Claim the stripe for one mover; False if another has it."""
@@ -51,6 +58,8 @@ class ShardDisposal:
     def end_move(self, stripe: StripeId) -> None:
         """Let go of the stripe. If it has died meanwhile, its shards are deleted now."""
         total = self._moving.pop(stripe)
+        arrived, self._arrived = self._arrived, trio.Event()
+        arrived.set()
         if total:
             self._nursery.start_soon(self.drop, [(stripe, total)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
+from dwfs.ports import ShardStore
 from dwfs.stripe.builder import StripeBuilder
 from dwfs.stripe.layout import StripeLayout
 from dwfs.types import DiskId, StripeSeal
@@ -48,7 +49,8 @@ class Flight:
         self.seal = seal  # its placement becomes true when the flight is SYNCED
         self.state = FlightState.QUEUED
         self.placement: list[DiskId] = [NO_DISK] * layout.total
-        self.unsynced: set[int] = set()  # shards put, but not yet covered by a sync
+        # Shards put, but not yet covered by a sync of the store that took them.
+        self.unsynced: dict[int, ShardStore] = {}
         self.avoid: set[DiskId] = set()  # disks that failed this stripe
         self.full: set[DiskId] = set()  # those of them that only lack room
         self.parity: list[memoryview] = []

@@ -52,7 +52,7 @@ from dwfs.stripe.rebuild import ShardSource
 from dwfs.stripe.redundancy import ShardState, StripeHealth, assess
 from dwfs.stripe.sealing import CipherFactory, ThreadRunner
 from dwfs.stripe.shard_header import encode_header
-from dwfs.stripe.space import SpaceAccount
+from dwfs.stripe.space import SpaceAccount, shard_cost
 from dwfs.stripe.verification import PutVerifier
 from dwfs.types import (
     DiskId,
@@ -351,7 +351,7 @@ class ShardMover:
         store = self._disks.get(disk)
         if store is None:
             return
-        size = sum(store.length(key) for key in keys if store.has(key))
+        size = sum(shard_cost(store.length(key)) for key in keys if store.has(key))
         try:
             await store.delete(keys)
         except MediumError as error:

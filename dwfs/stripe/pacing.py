@@ -7,7 +7,7 @@ should mend at full speed. Whether somebody is there is told by a counter of for
 that moves or does not; a short silence between two requests doesn't count as idle.
 
 On top of that comes an optional ceiling in bytes a second, for disks whose noise or wear matters
-more than the time, and a pause by hand.
+more than the time.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ import trio
 from dwfs.ports import Clock
 
 IDLE_AFTER_SECONDS: Final = 0.5  # without a foreground operation for so long, nobody is there
-REST_SECONDS_MAX: Final = (
-    2.0  # after one very slow piece, look again whether anybody is still there
-)
+REST_SECONDS_MAX: Final = 2.0  # after a very slow piece, look again whether anybody is still there
 _RATE_WINDOW_SECONDS: Final = 30.0
 
 
@@ -49,26 +47,6 @@ class Pacer:
         self._seen = activity()
         self._active_until = clock.now()  # idle until somebody shows up
         self._earliest = clock.now()  # when the ceiling allows the next piece
-        self._going = trio.Event()
-        self._going.set()
-
-    @property
-    def paused(self) -> bool:
-        """Whether the work stands still until `resume`."""
-        return not self._going.is_set()
-
-    def pause(self) -> None:
-        """Stop at the next rest."""
-        if self._going.is_set():
-            self._going = trio.Event()
-
-    def resume(self) -> None:
-        """Go on."""
-        self._going.set()
-
-    def set_rate(self, bytes_per_second: float | None) -> None:
-        """Change the ceiling; None: there is none."""
-        self._bytes_per_second = bytes_per_second
 
     def busy(self) -> bool:
         """Whether the foreground is active."""
@@ -90,7 +68,6 @@ class Pacer:
             self._earliest = since + size_bytes / self._bytes_per_second
             wait = max(wait, self._earliest - now)
         await trio.sleep(max(0.0, wait))
-        await self._going.wait()
 
 
 class RateMeter:

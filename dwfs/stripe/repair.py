@@ -31,7 +31,7 @@ from dwfs.stripe.moving import MendReport, MendRequest, Outcome
 from dwfs.stripe.opened import Damage
 from dwfs.stripe.pacing import Pacer, RateMeter
 from dwfs.stripe.redundancy import ShardState, StripeHealth
-from dwfs.stripe.repair_queue import QueuedStripe, RepairQueue
+from dwfs.stripe.repair_queue import RETRY_SECONDS_MAX, QueuedStripe, RepairQueue
 from dwfs.types import DiskId, StripeId, StripeSeal
 
 WALK_PIECE: Final = 256  # seals judged without a pause: some milliseconds
@@ -174,6 +174,16 @@ class Repairer:
             leaving_bytes=dict(self._tally.leaving_bytes),
             leaving_shards=self._tally.leaving_shards,
         )
+
+    def bad_shards(self) -> dict[StripeId, frozenset[int]]:
+        """Shards that were reported as bad and are not mended, by stripe."""
+        bad = {stripe: numbers for stripe, numbers in self._unreadable.items() if numbers}
+        sources = [self._queue.bad_shards().items()]
+        sources.append({one.stripe: one.bad for one in self._in_hand.values()}.items())
+        for items in sources:
+            for stripe, numbers in items:
+                bad[stripe] = bad.get(stripe, frozenset()) | numbers
+        return bad
 
     def _share_walked(self) -> float:
         if self._walked is not None:
@@ -352,6 +362,10 @@ class Repairer:
             self._note_unreadable(stripe, bad)
             self._queue.forgive(stripe, bad)
             again = stripe in self._queue
+            if not again and stripe not in self._unreadable:
+                # Too many to remember. In the queue it waits, too, and reports don't wake it; else
+                # the reads of each attempt would report the damage that sets off the next.
+                self._queue.postpone(entry, self._clock.now(), RETRY_SECONDS_MAX)
         else:
             self._stripes_done += 1
             self.mended_stripes += outcome is Outcome.WHOLE

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
-from itertools import count
+from itertools import chain, count
 from typing import Final
 
 from dwfs.limits import REPAIR_QUEUE_MAX
@@ -122,10 +122,6 @@ class RepairQueue:
                 break
         return taken
 
-    def put_back(self, entry: QueuedStripe) -> None:
-        """What was taken was not even tried."""
-        self.add(entry.stripe, entry.spare, entry.bad, entry.size_bytes, lacking=entry.lacking)
-
     def postpone(self, entry: QueuedStripe, now: float, wait_seconds: float | None = None) -> None:
         """Try again later: after `wait_seconds`, or twice as late as the last time."""
         known = self._find(entry.stripe)
@@ -171,6 +167,12 @@ class RepairQueue:
         del row[stripe]
         if not row:
             del self._ready[spare]
+
+    def bad_shards(self) -> dict[StripeId, frozenset[int]]:
+        """What was reported as bad, by stripe."""
+        ready = (entry for row in self._ready.values() for entry in row.values())
+        waiting = (entry for _, entry in self._waiting.values())
+        return {entry.stripe: entry.bad for entry in chain(ready, waiting) if entry.bad}
 
     def next_due(self) -> float | None:
         """When the first of the waiting stripes may be tried again."""

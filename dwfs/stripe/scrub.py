@@ -170,12 +170,15 @@ class DiskScrub:
             await store.delete([finding.key])
             self.state.repaired += 1
         else:
-            self.state.repaired += (
-                1  # gone by now, or the store's own affair, which it mends itself
-            )
+            # Gone by now, or the store's own affair, which it mends itself.
+            self.state.repaired += 1
 
     async def _adopt(self, store: ShardStore, finding: ScrubFinding, seal: StripeSeal) -> None:
         await store.adopt(finding)
+        if self._seal_here(finding.key) is None and not self._in_memory(finding.key.stripe):
+            await store.delete([finding.key])  # it died or moved while we looked
+            self.state.repaired += 1
+            return
         await store.sync()
         try:
             header, payload = await store.read_verified(finding.key)

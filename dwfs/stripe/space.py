@@ -23,7 +23,6 @@ import trio
 from dwfs.disk.record import HEADER_SIZE, align
 from dwfs.limits import SEALED_SECTOR_SIZE, SECTOR_SIZE
 from dwfs.ports import DiskListing, ShardStore
-from dwfs.stripe.layout import StripeLayout
 from dwfs.stripe.placement import Candidate, water_level
 from dwfs.types import DiskId, DiskSpace, Geometry
 
@@ -40,11 +39,6 @@ ADMITTED_SHARE: Final = 0.75
 def shard_cost(payload_bytes: int) -> int:
     """Bytes that a shard takes on a disk: its record with both headers, and the padding behind it."""
     return align(HEADER_SIZE + SHARD_HEADER_BYTES + payload_bytes)
-
-
-def stripe_cost(layout: StripeLayout) -> int:
-    """Bytes that a stripe takes on all disks together."""
-    return sum(shard_cost(layout.payload_length(shard)) for shard in layout.stored_shards())
 
 
 def usable_bytes(free: Sequence[int], geometry: Geometry) -> int:

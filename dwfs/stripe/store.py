@@ -361,6 +361,10 @@ class StripeStore:
     def _is_unsealed(self, stripe: StripeId) -> bool:
         return stripe in self._live or stripe in self._writer.flights
 
+    async def moves_settled(self) -> None:
+        """Wait until every move of shards that is under way now has ended."""
+        await self._disposal.moves_settled()
+
     def begin_move(self, stripe: StripeId) -> bool:
         """Claim a stripe whose shards are to change their places; `end_move` must follow.
 

@@ -14,9 +14,11 @@ A closed stripe is a *flight*. Its states:
   and `wait_for_room` try again.
 
 A failed put is repeated on another disk. A put that is given up, because its disk hangs, may still
-read from the stripe's buffers for as long as it hangs: they are never used again. A failed sync means that the kernel may have dropped
-pages it will never report again, so every shard of the disk not covered by an earlier sync is
-written afresh elsewhere, and the disk is not used again for that stripe.
+read from the stripe's buffers for as long as it hangs: they are never used again. A failed sync means
+that the kernel may have dropped pages it will never report again, so every shard of the disk not covered
+by an earlier sync is written afresh elsewhere, and the disk is not used again for that stripe. What it has
+of them is deleted: until then the disk could promise nothing else either. A disk that went away since
+the put counts as one whose sync failed, also if it is back by then.
 
 A WRITTEN stripe is in the disks' page caches, so its buffer is *released* at once and it is read
 from the disks: streaming runs at the speed of memory and is throttled by the kernel, not by our
@@ -53,7 +55,7 @@ from dwfs.stripe.placement import choose_disks
 from dwfs.stripe.sealing import BufferPool, ThreadRunner
 from dwfs.stripe.shard_header import encode_header
 from dwfs.stripe.space import ADMITTED_SHARE, SpaceAccount, shard_cost
-from dwfs.types import DiskId, Geometry, PoolId, ShardKey, StripeId, StripeSeal, VolumeId
+from dwfs.types import Geometry, PoolId, ShardKey, StripeId, StripeSeal, VolumeId
 
 
 class StripeWriter:
@@ -273,7 +275,7 @@ class StripeWriter:
             self._disks.failed(error, store.disk)
         else:
             flight.placement[shard] = store.disk
-            flight.unsynced.add(shard)
+            flight.unsynced[shard] = store
             self._space.note_put(store.disk, len(payload))
         finally:
             self._space.redeem(store.disk, len(payload))
@@ -299,33 +301,51 @@ class StripeWriter:
         """Sync every disk that a WRITTEN flight is on; one round at a time."""
         async with self._sync_lock:
             covered = [
-                (flight, set(flight.unsynced))
+                (flight, dict(flight.unsynced))
                 for flight in self.flights.values()
                 if flight.state is FlightState.WRITTEN
             ]
-            touched = {flight.placement[shard] for flight, shards in covered for shard in shards}
-            failed: set[DiskId] = set()
+            # Each once, in an order that repeats.
+            touched = dict.fromkeys(store for _, shards in covered for store in shards.values())
+            failed: set[ShardStore] = set()
             async with trio.open_nursery() as nursery:
-                for disk in touched:
-                    nursery.start_soon(self._sync_disk, disk, failed)
+                for store in touched:
+                    nursery.start_soon(self._sync_disk, store, failed)
+            doubtful: dict[ShardStore, list[ShardKey]] = {store: [] for store in failed}
             for flight, shards in covered:
-                self._conclude(flight, shards, failed)
+                lost = [shard for shard, store in shards.items() if store in failed]
+                for shard in self._conclude(flight, lost):
+                    key = ShardKey(flight.builder.stripe, shard)
+                    doubtful[shards[shard]].append(key)
+            for store, keys in doubtful.items():
+                self._nursery.start_soon(self._discard, store, keys)
             self._notify()
 
-    async def _sync_disk(self, disk: DiskId, failed: set[DiskId]) -> None:
-        store = self._disks.get(disk)
-        if store is None:
-            failed.add(disk)
+    async def _sync_disk(self, store: ShardStore, failed: set[ShardStore]) -> None:
+        # A disk that went away and came back has another store, which knows nothing of what the
+        # first had promised and may have lost.
+        if self._disks.get(store.disk) is not store:
+            failed.add(store)
             return
         try:
             await store.sync()
         except MediumError as error:
-            failed.add(disk)
-            self._disks.failed(error, disk)
+            failed.add(store)
+            self._disks.failed(error, store.disk)
 
-    def _conclude(self, flight: Flight, shards: set[int], failed: set[DiskId]) -> None:
-        flight.unsynced -= shards
-        lost = [shard for shard in shards if flight.placement[shard] in failed]
+    async def _discard(self, store: ShardStore, keys: Sequence[ShardKey]) -> None:
+        """Delete shards that a sync has lost: while the disk has them it can't promise anything."""
+        size = sum(shard_cost(store.length(key)) for key in keys if store.has(key))
+        try:
+            await store.delete(keys)
+        except MediumError as error:
+            self._disks.failed(error, store.disk)
+        else:
+            self._space.note_drop(store.disk, size)
+
+    def _conclude(self, flight: Flight, lost: list[int]) -> list[int]:
+        """After a sync that lost these shards; returns those of them that the stripe gives up."""
+        flight.unsynced.clear()
         if lost and flight.released and self._stored(flight) - len(lost) < flight.layout.data:
             # Beyond rebuilding. What the caches still hold stays readable; a later reader's AEAD
             # check tells sound bytes from others, and whoever waits is told now.
@@ -340,6 +360,7 @@ class StripeWriter:
             self._nursery.start_soon(self._write, flight)
         else:
             self._finish(flight)
+        return lost
 
     def _stored(self, flight: Flight) -> int:
         """Shards that can be had; empty data shards count, as everybody knows what they hold."""

@@ -23,7 +23,7 @@ from typing import Final, Protocol
 import lmdb
 
 from dwfs import limits
-from dwfs.errors import AuthenticationError, DwfsError, FormatError, NoSpaceError, PosixError
+from dwfs.errors import AuthenticationError, DwfsError, NoSpaceError, PosixError, StateError
 
 MAP_SIZE: Final = 256 * limits.GIB  # address space, not disk space: the ceiling of the state's size
 
@@ -83,8 +83,9 @@ class StateStore:
         self._path = path
         self._open_value = cipher.open
         self._seal_value = cipher.seal
+        environment = None
         try:
-            self._environment = lmdb.open(
+            self._environment = environment = lmdb.open(
                 str(path),
                 map_size=map_size,
                 subdir=False,
@@ -97,9 +98,9 @@ class StateStore:
                 max_readers=16,
             )
             self._begin()
-        except lmdb.InvalidError as error:
-            raise FormatError(f"{path} is not a state database: {error}; delete it") from error
         except lmdb.Error as error:
+            if environment is not None:
+                environment.close()
             raise self._failure("open", error) from error
 
     def _begin(self) -> None:
@@ -115,7 +116,12 @@ class StateStore:
             return NoSpaceError(text + "the volume has too many files")
         if "No space" in str(error) or "quota" in str(error):
             return NoSpaceError(text + "free space on its disk and mount again")
-        return DwfsError(text + "mount again to rebuild it from the log")
+        return StateError(text + "mount again to rebuild it from the log")
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether nothing was ever committed to it."""
+        return self._get(META_KEY) is None
 
     def get(self, key: bytes) -> bytes | None:
         """The plaintext value of `key`. Raises StateDamagedError."""

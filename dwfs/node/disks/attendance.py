@@ -1,11 +1,11 @@
 """Whether a disk is as we left it: did nobody use it since, and did it miss nothing?
 
-At each opening of a disk a fresh random token is written to it, durably, and then remembered in the
-state directory, in the same transaction as the disk's shard index. When the disk is opened the next
-time, the tokens are compared:
+At each opening of a disk, and again when it is closed in order, a fresh random token is written to it,
+durably, and then remembered in the state directory, in the same transaction as the disk's shard index.
+When the disk is opened the next time, the tokens are compared:
 
 - equal: nobody has opened this disk since our index was committed, and it is no older copy, for
-  that would carry an older token. The index is trusted, and only catches up with the segments' tails;
+  that would carry an older token, also one that was made while the disk was in use. The index is trusted, and only catches up with the segments' tails;
 - different, or none: the disk was used elsewhere, restored from a copy, or our commit did not come
   to pass. The index is rebuilt from the segments' footers, which is cheap, and always right.
 

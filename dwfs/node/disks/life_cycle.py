@@ -15,6 +15,7 @@ Order of writing, so that a crash at any point leaves a pool that opens with all
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ import msgspec
 import trio
 
 from dwfs.config import format_uuid
-from dwfs.disk import DiskMember, PoolHeader, erase_disk
+from dwfs.disk import DiskCondition, DiskMember, Medium, PoolHeader, erase_disk, probe
 from dwfs.errors import (
     DwfsError,
     MediumError,
@@ -49,20 +50,8 @@ from dwfs.volume import Volume
 _log = logging.getLogger(__name__)
 
 _PREFIX_MIN = 4  # characters of a disk's id that may stand for it
+_MOVES_SECONDS = 10.0  # how long moves under way may hold up the last step of a removal
 _WORKING = frozenset({"online", "suspect"})
-
-
-class Removal(msgspec.Struct, frozen=True):
-    """What still lies on a disk that is being removed."""
-
-    shard_bytes: int  # 0 for a disk that is gone: its shards are rebuilt, not moved
-    log_files: int  # that have too few copies elsewhere
-    snapshot_needed: bool
-
-    @property
-    def empty(self) -> bool:
-        """Whether `finish_removal` is worth trying."""
-        return not self.shard_bytes and not self.log_files and not self.snapshot_needed
 
 
 class LifeCycle:
@@ -86,6 +75,7 @@ class LifeCycle:
         self._snapshots = snapshots
         self._lock = trio.Lock()
         self._successors: dict[DiskId, DiskId] = {}
+        self._sharers: dict[DiskId, Path] = {}
 
     def find(self, text: str) -> PoolDisk:
         """The member that people mean: path, UUID, beginning of it, or label. Raises UsageError."""
@@ -115,6 +105,10 @@ class LifeCycle:
     def successor_of(self, disk: DiskId) -> DiskId | None:
         """Where the shards of a disk that is being replaced go first."""
         return self._successors.get(disk)
+
+    def sharer_of(self, disk: DiskId) -> Path | None:
+        """Another disk that was on the same filesystem when this one was added."""
+        return self._sharers.get(disk)
 
     # --- joining -----------------------------------------------------------------------------
 
@@ -196,7 +190,7 @@ class LifeCycle:
                 await foundation.write_config({identity: newcomer.directory})
             except BaseException:
                 with trio.CancelScope(shield=True):
-                    await self._erase(newcomer.directory)
+                    await self._erase(newcomer.directory, identity)
                 raise
 
         try:
@@ -217,6 +211,8 @@ class LifeCycle:
         await self._open(joined)
         if leaving is not None:
             self._disks.note(leaving.id, DiskEvent.WISH_REMOVE, f"replaced by {joined.directory}")
+        if newcomer.shares_with is not None:
+            self._sharers[joined.id] = newcomer.shares_with
         _log.info("disk %s has joined the pool", joined.directory)
         return joined
 
@@ -265,18 +261,6 @@ class LifeCycle:
             self._successors.pop(disk, None)
             self._disks.note(disk, DiskEvent.WISH_KEEP, "it is to stay")
 
-    def removal_progress(self, disk: DiskId) -> Removal:
-        """What still lies on a disk that is being removed. No I/O."""
-        member = self._member(disk)
-        store = member.store if member.readable else None
-        if store is None:
-            return Removal(0, 0, snapshot_needed=False)
-        return Removal(
-            shard_bytes=store.space().used_bytes,
-            log_files=0 if self._log is None else self._log.needs(disk),
-            snapshot_needed=self._snapshots is not None and self._snapshots.needs(disk),
-        )
-
     async def finish_removal(self, disk: DiskId) -> None:
         """Take a disk out of the pool on which nothing is left that is needed.
 
@@ -288,6 +272,7 @@ class LifeCycle:
             leaving = self._member(disk)
             if leaving.wish != "removing":
                 raise UsageError(f"disk {leaving.directory} is not being removed")
+            await self._wait_for_moves(leaving)
             # Stripes that were placed before the wish may only now be about to be sealed.
             await self._volume.destage()
             holding = await holding_of(self._volume.catalog, disk)
@@ -296,8 +281,22 @@ class LifeCycle:
                     f"{holding.shards} shards ({_mib(holding.size_bytes)}) still have their place on"
                     f" disk {leaving.directory}"
                 )
+            # What was moved away since is to be durable before its only other copy is deleted.
+            await self._volume.barrier()
             await self._drop_log_copies(leaving)
             await self._leave(leaving)
+
+    async def _wait_for_moves(self, leaving: PoolDisk) -> None:
+        """Let moves end that may have chosen the disk as their target before it was to leave.
+
+        Those that have begun since choose others, so what the seals say afterwards is the last word.
+        """
+        with trio.move_on_after(_MOVES_SECONDS):
+            await self._stripes.moves_settled()
+            return
+        raise NotEnoughDisksError(
+            f"shards may still be on their way to disk {leaving.directory}: it is tried again"
+        )
 
     async def _drop_log_copies(self, leaving: PoolDisk) -> None:
         if not leaving.readable:
@@ -329,13 +328,13 @@ class LifeCycle:
             self._successors.pop(leaving.id, None)
             await foundation.note_places()
             if was_there:
-                await self._erase(leaving.directory)
+                await self._erase(leaving.directory, leaving.id)
         _log.info("disk %s has left the pool", leaving.directory)
 
-    async def _erase(self, directory: Path) -> None:
+    async def _erase(self, directory: Path, disk: DiskId) -> None:
         foundation = self._foundation
         try:
-            await foundation.run_guarded(erase_disk, directory, foundation.platform.medium)
+            await foundation.run_guarded(_erase, directory, disk, foundation.platform.medium)
         except OSError as error:
             _log.warning(
                 "can't delete the files of dwfs in %s (%s): delete them by hand, or leave them",
@@ -363,7 +362,8 @@ class LifeCycle:
                 # The log lets go of the disk's files; stripes on their way to it come to their end.
                 if self._log is not None:
                     await self._log.heal()
-                await self._stripes.settle()
+                    # Not the stripes' own `settle`: the seals that it hands out belong in the log.
+                    await self._volume.destage()
             except (DwfsError, PosixError, MediumError) as error:
                 _log.warning("while disk %s went offline: %s", member.directory, error)
             finally:
@@ -378,10 +378,13 @@ class LifeCycle:
             member = self._member(disk)
             if member.wish == "removing":
                 raise UsageError(f"disk {member.directory} is being removed: cancel that instead")
-            if member.wish == "offline":
+            was_offline = member.wish == "offline"
+            if was_offline:
                 await self._change_wish(member, "active")
             self._disks.note(disk, DiskEvent.WISH_ONLINE, "an administrator wants it back")
             if member.state == "missing":
+                if was_offline:  # what people read if it can't be found
+                    member.machine.reason = "it is wanted back, but not there; is the disk mounted?"
                 await look_now(self._foundation, member)
 
     # --- refusals ----------------------------------------------------------------------------
@@ -447,6 +450,13 @@ class LifeCycle:
         await self._foundation.membership.change_header(
             lambda header: _with_wish(header, disk.id, wish)
         )
+
+
+def _erase(directory: Path, disk: DiskId, medium: Medium) -> None:
+    """Erase a disk, but not another that was mounted in its place meanwhile; blocking."""
+    if probe(directory, disk, medium) is DiskCondition.FOREIGN:
+        raise OSError(errno.ENODEV, "another disk is in its place")
+    erase_disk(directory, medium)
 
 
 def _with_wish(header: PoolHeader, disk: DiskId, wish: Wish) -> PoolHeader:

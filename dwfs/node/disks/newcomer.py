@@ -28,6 +28,7 @@ from dwfs.disk import (
 from dwfs.disk.header import HEADER_NAME
 from dwfs.errors import DwfsError, FormatError, NoSpaceError, UsageError
 from dwfs.limits import DISK_SIZE_MIN, MIB
+from dwfs.types import DiskId
 
 _HARMLESS: Final = frozenset({"lost+found"})
 
@@ -66,7 +67,7 @@ def inspect_newcomer(
     names = set(medium.names(directory)) - _HARMLESS if exists else set()
     leftover = any(name.startswith(HEADER_NAME) for name in names)
     if leftover:
-        _check_leftover(directory, header, verify, medium)
+        _check_leftover(directory, header, members, verify, medium)
     elif names:
         raise UsageError(
             f"{directory} is not empty (it holds {min(names)!r}): give an empty directory"
@@ -103,7 +104,13 @@ def _check_apart(directory: Path, members: Mapping[Path, str]) -> None:
             raise UsageError(f"{directory} and {other} lie within each other: they are one disk")
 
 
-def _check_leftover(directory: Path, header: PoolHeader, verify: Verify, medium: Medium) -> None:
+def _check_leftover(
+    directory: Path,
+    header: PoolHeader,
+    members: Mapping[Path, str],
+    verify: Verify,
+    medium: Medium,
+) -> None:
     """Raise unless what lies there is what a former disk of this pool left."""
     try:
         stored = read_header(directory, medium)
@@ -120,6 +127,9 @@ def _check_leftover(directory: Path, header: PoolHeader, verify: Verify, medium:
         )
     name = f"{directory} holds disk {found.disk.hex()[:8]} of this pool"
     if any(member.id == found.disk for member in header.members):
+        for other, state in members.items():
+            if state != "missing" and _holds(other, found.disk, medium):
+                raise UsageError(f"{name}, as {other} does: one is a copy; give an empty directory")
         raise UsageError(
             f"{name}, which is a member: it is taken back by itself; see 'dwfs status'"
         )
@@ -127,6 +137,13 @@ def _check_leftover(directory: Path, header: PoolHeader, verify: Verify, medium:
         verify(stored)
     except FormatError as error:
         raise FormatError(f"{error}; nothing was changed") from None
+
+
+def _holds(directory: Path, disk: DiskId, medium: Medium) -> bool:
+    try:
+        return read_header(directory, medium).header.disk == disk
+    except (DwfsError, OSError):
+        return False
 
 
 def _measure(

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import trio
 
-from dwfs.errors import DwfsError, PosixError
+from dwfs.errors import DwfsError, MediumError, PosixError
 from dwfs.node.disks.listing import PoolDisk, PoolDisks
 from dwfs.node.services.jobs import JobStore, RemovalRecord
 from dwfs.node.status import JobKind, JobState, JobStatus
@@ -120,7 +120,7 @@ class RemovalService:
         try:
             await self._heal()
             await self._finisher.finish_removal(disk.id)
-        except (DwfsError, PosixError) as error:
+        except (DwfsError, PosixError, MediumError, OSError) as error:
             self._hindrance[disk.id] = str(error)
             self._not_before[disk.id] = trio.current_time() + _RETRY_SECONDS
             self._repairer.walk_soon()

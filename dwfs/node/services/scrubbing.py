@@ -150,7 +150,8 @@ class ScrubService:
             return "just begun"
         share = min(100, 100 * status.done_bytes // status.total_bytes)
         left = status.seconds_left
-        ready = "" if left is None else f", ready in about {max(1, round(left / 60))} minutes"
+        minutes = 0 if left is None else max(1, round(left / 60))
+        ready = "" if left is None else f", ready in about {minutes} minute{'s' * (minutes > 1)}"
         return f"{share} % done{ready}"
 
     def _due_ns(self) -> int | None:
@@ -294,6 +295,7 @@ class ScrubService:
             faults=dict(faults),
             repaired=sum(one.repaired for one in states),
             unrepairable=len({stripe for one in states for stripe in one.unrepairable}),
+            unrepaired=sum(one.failed for one in states),
             every_days=self._every_days or None,
             disks=[
                 DiskScrubStatus(disk.path, disk.outcome, disk.state.size_bytes, disk.total_bytes)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dwfs.cli.disk import render_disks
@@ -133,6 +134,26 @@ def test_work_in_the_background_is_announced(
         "Disk /d/a is being emptied.",
         "It goes on in the background: 'dwfs status tank' tells how far it is.",
     ]
+
+
+def test_a_scrub_that_was_stopped_is_no_scrub(
+    owner: FakeOwner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owner.script = [{"result": {"state": "stopped", "done_bytes": 5}}]
+    assert main(["scrub", "tank", "--wait"]) == 1
+    assert "stopped before it was done" in capsys.readouterr().err
+
+
+def test_damage_that_waits_for_a_disk_is_told(
+    owner: FakeOwner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"state": "idle", "ended_ns": NOON, "faults": {"rotten": 3}, "repaired": 1}
+    disks = [{"path": "/d/b", "state": "skipped", "done_bytes": 0, "total_bytes": None}]
+    owner.script = [{"result": {**result, "unrepaired": 2, "disks": disks}}]
+    assert main(["scrub", "tank", "--wait"]) == 10
+    text = capsys.readouterr().out
+    assert "2 shards not repaired yet" in text
+    assert "/d/b was not read" in text
 
 
 def test_json(owner: FakeOwner, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,6 +309,10 @@ def test_a_status_tells_space_jobs_and_history() -> None:
         "2023-11-14 22:13:20 UTC: /d/b went from online to missing: its directory is gone",
     ):
         assert part in text
+    no_gain = SpaceStatus(300 * MIB, 200 * MIB, 0, "", IfAdded(8 << 40, 300 * MIB, 0, 0))
+    text = render_status(msgspec.structs.replace(status, space=no_gain))
+    assert "1 disk can take new data, but a 4+2 code needs 6" in text
+    assert "one more disk" not in text
 
 
 @pytest.mark.parametrize(

@@ -165,18 +165,50 @@ async def test_a_segment_that_was_cut_short_or_is_gone(
         assert shard_key(3) not in kinds
 
 
+class BadSector(HangingMedium):
+    """One byte of every file can't be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bad = -1
+
+    def read(self, handle: int, offset: int, length: int) -> bytes:
+        if offset <= self.bad < offset + length:
+            raise OSError(5, "Input/output error")
+        return super().read(handle, offset, length)
+
+
+@pytest.mark.expect_log("can't be read everywhere")
+@pytest.mark.parametrize("place", ["footer", "payload"])
+async def test_a_bad_sector_costs_a_rebuild_no_more_than_what_lies_in_it(
+    tmp_path: Path, place: str
+) -> None:
+    harness, medium = Harness(tmp_path), BadSector()
+    store = await SegmentStore.open(
+        harness.directory, DISK, harness.index, harness.executor, trusted=True, medium=medium
+    )
+    await put(store, 1, 2, 3)
+    if place == "footer":
+        await store._writer.close_segments()
+        medium.bad = segment_path(harness.directory, 1).stat().st_size - 5
+    else:
+        medium.bad = place_of(store, 2).payload_offset + 50
+    store.retire()
+    again = await SegmentStore.open(
+        harness.directory, DISK, harness.index, harness.executor, trusted=False, medium=medium
+    )
+    found = [number for number in (1, 2, 3) if again.has(shard_key(number))]
+    assert found == ([1, 2, 3] if place == "footer" else [1, 3])
+    medium.bad = -1
+    for number in found:
+        assert await again.read(shard_key(number), 0, SHARD) == content(number)
+    await again.close()
+    assert harness.executor.close()
+    harness.source.close(commit=False)
+
+
 async def test_a_place_that_the_disk_cannot_read(tmp_path: Path) -> None:
-    class Bad(HangingMedium):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bad = -1
-
-        def read(self, handle: int, offset: int, length: int) -> bytes:
-            if offset <= self.bad < offset + length:
-                raise OSError(5, "Input/output error")
-            return super().read(handle, offset, length)
-
-    harness, medium = Harness(tmp_path), Bad()
+    harness, medium = Harness(tmp_path), BadSector()
     store = await SegmentStore.open(
         harness.directory, DISK, harness.index, harness.executor, trusted=True, medium=medium
     )

@@ -57,14 +57,10 @@ async def test_the_index_is_rebuilt_from_footers_and_walks(
         await store.delete([shard_key(0), shard_key(5), shard_key(9)])
         expected = store.keys(None, 100)
         harness.source.commit()
-    steps: list[tuple[int, int]] = []
     async with running_store(tmp_path, trusted=False) as (store, _):
         assert store.keys(None, 100) == expected
         assert await store.read_verified(shard_key(1)) == (b"newer", content(77))
         assert (await store.read_verified(shard_key(8)))[0] == b"h8"
-        await store.rebuild_index(lambda done, total: steps.append((done, total)))
-        assert store.keys(None, 100) == expected
-    assert steps[-1][0] == steps[-1][1] > 0
 
 
 async def test_a_segment_without_a_footer_is_walked_in_pieces(
@@ -382,11 +378,3 @@ async def test_a_foreign_segment_is_passed_over(tmp_path: Path) -> None:
         assert store.keys(None, 9) == [shard_key(1)]
         await store.put(shard_key(2), b"", memoryview(content(2)))
         assert harness.segments()[-1].stem == "0000000008"
-
-
-async def test_disk_order_is_the_order_of_writing(tmp_path: Path) -> None:
-    async with running_store(tmp_path) as (store, _):
-        keys = [shard_key(number) for number in (5, 1, 9, 3)]
-        for key in keys:
-            await store.put(key, b"", memoryview(content(1)))
-        assert store.disk_order([*sorted(keys, key=lambda key: key.stripe), shard_key(77)]) == keys

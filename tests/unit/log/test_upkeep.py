@@ -211,6 +211,31 @@ async def test_a_check_names_each_copy_that_is_not_as_the_others(tmp_path: Path)
     assert verify(rig.inventory(), {A: LogSequence(7)}, 2) == []
 
 
+@pytest.mark.parametrize("grows", [True, False])
+@pytest.mark.parametrize("deleted", [True, False])
+async def test_what_a_check_found_is_mended(tmp_path: Path, grows: bool, deleted: bool) -> None:
+    rig = rig_of(tmp_path, disks=3, file_size=1 << 20)
+    log = await rig.open()
+    await append(log, 1, 6)
+    if not grows:
+        await log.close_current()
+    name = min(files(rig, 0) | files(rig, 1))
+    path = next(p for n in range(3) if (p := rig.directory(n) / "log" / name).exists())
+    if deleted:
+        path.unlink()
+    else:
+        data = bytearray(path.read_bytes())
+        data[700] ^= 1
+        path.write_bytes(data)
+    assert await log.verify() != []
+    report = await log.heal()
+    assert report.files_short == 0
+    assert await log.verify() == []
+    await append(log, 7, 8)
+    await log.close()
+    assert sequences(rig) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
 def facts(incarnation: int, last: int, before: int) -> FileFacts:
     start = StreamStart(A, 1, LogSequence(1), bytes(16))
     header = FileHeader(PoolId(POOL), b"i" * 16, 1, incarnation, (), (start,))

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from dwfs.errors import DamageError
 from dwfs.node.assembly import Pool
 from dwfs.node.check import CheckReport, check_pool
 from dwfs.node.checking.references import cover, covers
@@ -203,6 +204,46 @@ async def test_a_state_that_contradicts_itself_is_rebuilt(rig: Rig) -> None:
     report = await check_closed(rig, repair=True)
     assert report.clean, report.findings
     assert "rebuilt" in report.repaired[0]
+    await assert_whole(rig)
+
+
+@pytest.mark.expect_log("old state is in its place", "snapshot")
+async def test_a_rebuild_that_fails_leaves_the_state_that_was_there(rig: Rig) -> None:
+    await filled(rig)
+    async with rig.open() as pool:
+        assert pool.snapshotter is not None
+        await pool.snapshotter.take()
+        pool.volume.catalog.adjust(pool.volume.catalog.seals(None, 1)[0].stripe, 4096)
+        await write_file(pool, "later", b"so that the state is committed")
+    for path in [path for disk in rig.disks for path in disk.rglob("*.snap")]:
+        path.unlink()
+    with pytest.raises(DamageError):
+        await check_closed(rig, repair=True)
+    async with rig.open() as pool:
+        assert await read_file(pool, "f0") == BIG
+
+
+async def test_a_rebuilt_state_that_was_in_use_is_not_replaced_by_the_old_one(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(rig)
+    async with rig.open() as pool:
+        pool.volume.catalog.adjust(pool.volume.catalog.seals(None, 1)[0].stripe, 4096)
+        await write_file(pool, "later", b"so that the state is committed")
+    looks = 0
+
+    async def interrupted(pool: Pool, **options: object) -> CheckReport:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            return CheckReport(pool.name, False, needs_reopen=True)
+        raise DamageError("the check came to nothing")
+
+    monkeypatch.setattr("dwfs.node.closed_check.check_pool", interrupted)
+    with pytest.raises(DamageError, match="came to nothing"):
+        await check_closed(rig, repair=True)
+    assert not list(rig.directories.state_directory(rig.name).parent.glob("*.before-check"))
+    monkeypatch.undo()
     await assert_whole(rig)
 
 

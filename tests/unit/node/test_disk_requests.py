@@ -17,6 +17,7 @@ from dwfs.node.assembly import Pool
 from dwfs.node.check import CheckReport
 from dwfs.node.client import ask
 from dwfs.node.pool_status import report_status
+from dwfs.node.services.jobs import read_book
 from dwfs.node.status import DiskAnswer, PoolStatus, ScrubStatus
 from dwfs.types import Geometry
 from tests.unit.node.pools import Rig, read_file, write_file
@@ -131,6 +132,27 @@ async def test_a_removal_under_way_can_be_waited_for(rig: Rig) -> None:
         assert (answer.job.state, answer.job.started_ns) == ("finished", first.job.started_ns)
 
 
+@pytest.mark.expect_log("shares a filesystem")
+async def test_a_replacement_given_again_waits_for_the_first(rig: Rig, tmp_path: Path) -> None:
+    old, fresh = str(rig.disks[1]), str(tmp_path / "fresh")
+    async with rig.open() as pool:
+        await write_file(pool, "f", BIG)
+        await pool.volume.destage()
+        first = await disk_request(pool, "disk.replace", disk=old, path=fresh)
+        assert first.job is not None
+        again = await disk_request(pool, "disk.replace", disk=old, path=fresh, wait=True)
+        assert again.job is not None
+        assert (again.job.state, again.job.started_ns) == ("finished", first.job.started_ns)
+        assert len(pool.foundation.disks.all()) == 4
+
+
+@pytest.mark.expect_log("shares a filesystem")
+async def test_whoever_adds_a_disk_is_told_of_a_shared_filesystem(rig: Rig, tmp_path: Path) -> None:
+    async with rig.open() as pool:
+        answer = await disk_request(pool, "disk.add", path=str(tmp_path / "fresh"), balance=False)
+        assert "it shares a filesystem with" in answer.text
+
+
 async def test_a_removal_is_called_off(rig: Rig) -> None:
     async with rig.open() as pool:
         services = pool.services
@@ -231,6 +253,25 @@ async def test_status_tells_what_another_disk_would_give(rig: Rig) -> None:
         assert status.space.if_added.gained_bytes >= 0
         raw = await trio.to_thread.run_sync(ask, socket, "scrub.status")
         assert msgspec.json.decode(raw, type=ScrubStatus).state == "never"
+
+
+@pytest.mark.expect_log("is missing", "log", "wants it back")
+async def test_a_disk_that_is_gone_is_not_said_to_be_in_use(rig: Rig) -> None:
+    async with rig.open() as pool:
+        await request(pool, "disk.offline", disk=str(rig.disks[1]))
+        shutil.rmtree(rig.disks[1])
+        answer = await disk_request(pool, "disk.online", disk=str(rig.disks[1]))
+        assert "is not there" in answer.text
+        assert answer.disk is not None
+        assert answer.disk.state == "missing"
+        assert "not there" in answer.disk.reason
+
+
+async def test_a_scrub_that_was_begun_survives_a_crash(rig: Rig) -> None:
+    async with rig.open() as pool:
+        await request(pool, "scrub.start")
+        path = rig.directories.state_directory(rig.name) / "jobs.json"
+        assert read_book(path, pool.foundation.header.pool).scrub is not None
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from dwfs.config import Directories, load_config, save_config
 from dwfs.errors import (
+    DamageError,
     FormatError,
     NewerFormatError,
     NotEnoughDisksError,
@@ -72,6 +73,28 @@ async def test_all_disks(rig: Rig, elsewhere: Directories) -> None:
     assert imported.unreadable == 0
     assert imported.last_change_ns > 1_700_000_000 * 10**9
     await check_content(rig, elsewhere, rig.name)
+
+
+async def test_a_state_directory_out_of_an_old_backup_is_replaced(rig: Rig, tmp_path: Path) -> None:
+    """The system disk was set back by some days; the pool's disks were not."""
+    state = rig.directories.state_directory(rig.name)
+    backup = tmp_path / "backup"
+    shutil.copytree(state, backup)
+    async with rig.open() as pool:
+        assert pool.snapshotter is not None
+        await write_file(pool, "later", BIG)
+        await pool.snapshotter.take()  # and trims the log
+        await write_file(pool, "last", b"of all")
+    shutil.rmtree(state)
+    backup.rename(state)
+    with pytest.raises(DamageError, match="log is incomplete"):
+        async with rig.open():
+            pass
+    imported = await run_import(rig, rig.directories)
+    assert imported.files == 4
+    async with rig.open() as pool:
+        assert await read_file(pool, "later") == BIG
+        assert await read_file(pool, "last") == b"of all"
 
 
 @pytest.mark.expect_log("missing")

@@ -17,11 +17,14 @@ from dwfs.node import keyslots
 from dwfs.node.assembly import OpenOptions, Pool
 from dwfs.node.check import check_pool
 from dwfs.node.credential import Credential
+from dwfs.node.disks.holdings import holding_of
 from dwfs.node.disks.listing import PoolDisk
 from dwfs.node.disks.survey import survey_disks
 from dwfs.node.disks.timing import DiskTiming
-from dwfs.types import DiskId, Geometry
+from dwfs.node.services.move_target import VolumeMoveTarget
+from dwfs.types import DiskId, Geometry, ShardKey, ShardMove
 from tests.unit.node.pools import Rig, read_file, write_file
+from tests.unit.node.test_pool import crashing
 
 BIG = os.urandom(3 << 20)
 OTHER = os.urandom(2 << 20)
@@ -120,6 +123,9 @@ async def test_what_may_not_join(rig: Rig, tmp_path: Path, spare: Path) -> None:
             await life.add(tmp_path / "no" / "such")
         with pytest.raises(UsageError, match="absolute"):
             await life.add(Path("here"))
+        shutil.copytree(rig.disks[0], tmp_path / "copy")
+        with pytest.raises(UsageError, match=r"as .*disk0 does: one is a copy"):
+            await life.add(tmp_path / "copy")
         (tmp_path / "file").write_text("x")
         with pytest.raises(UsageError, match="neither is the directory"):
             await life.add(tmp_path / "file" / "below")
@@ -218,7 +224,6 @@ async def test_a_removal_survives_a_restart(rig: Rig, monkeypatch: pytest.Monkey
             await write_file(pool, "f", BIG)
             disk = disk_of(pool, rig.disks[1])
             await pool.life_cycle.remove(disk)
-            assert pool.life_cycle.removal_progress(disk).shard_bytes >= 0
     async with rig.open(OPTIONS) as pool:
         assert pool.foundation.disks.find(disk) is None or (
             pool.life_cycle.find(str(rig.disks[1])).wish == "removing"
@@ -280,10 +285,46 @@ async def test_finishing_too_early_is_refused(rig: Rig, monkeypatch: pytest.Monk
         await pool.volume.destage()
         disk = disk_of(pool, rig.disks[1])
         await pool.life_cycle.remove(disk)
-        if pool.life_cycle.removal_progress(disk).shard_bytes:
+        if (await holding_of(pool.volume.catalog, disk)).shards:
             with pytest.raises(NotEnoughDisksError, match=r"\d+ shards .* still have their place"):
                 await pool.life_cycle.finish_removal(disk)
         assert pool.foundation.disks.find(disk) is not None
+
+
+@pytest.mark.expect_log(SHARED)
+async def test_a_shard_on_its_way_to_a_disk_keeps_it_from_leaving(
+    rig: Rig, spare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Balancing had chosen the new disk as a target just before it was to be removed again."""
+    monkeypatch.setattr("dwfs.node.services.removing.RemovalService._attend", _never)
+    monkeypatch.setattr("dwfs.stripe.repair.Repairer.run", _for_ever)
+    async with rig.open(OPTIONS) as pool:
+        await write_file(pool, "f", BIG)
+        await pool.volume.destage()
+        new = await pool.life_cycle.add(spare)
+        seal = pool.volume.catalog.seals(None, 1)[0]
+        assert pool.stripes.begin_move(seal.stripe)
+        source = pool.foundation.disks.get(seal.placement[0])
+        assert source is not None
+        assert new.store is not None
+        await pool.life_cycle.remove(new.id)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def finish() -> None:
+                with pytest.raises(NotEnoughDisksError, match="still have their place"):
+                    await pool.life_cycle.finish_removal(new.id)
+
+            await trio.sleep(0.3)
+            key = ShardKey(seal.stripe, 0)
+            header, payload = await source.read_verified(key)
+            await new.store.put(key, header, memoryview(payload))
+            await new.store.sync()
+            move = ShardMove(seal.stripe, 0, source.disk, new.id)
+            await VolumeMoveTarget(pool.volume).place([move])
+            pool.stripes.end_move(seal.stripe)
+        await source.delete([key])
+        assert await read_file(pool, "f") == BIG
 
 
 @pytest.mark.expect_log(SHARED)
@@ -370,6 +411,17 @@ async def test_service_of_a_disk(rig: Rig) -> None:
         assert (await read_file(pool, "changed"))[: len(OTHER)] == OTHER
 
 
+async def test_offline_amid_writing_loses_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with crashing(rig, monkeypatch) as pool:
+        await write_file(pool, "f", BIG + OTHER)  # a stripe and more: one is closed, on its way
+        await pool.life_cycle.offline(disk_of(pool, rig.disks[2]))
+        await pool.volume.barrier()
+    async with rig.open(OPTIONS) as pool:
+        assert await read_file(pool, "f") == BIG + OTHER
+
+
 async def test_offline_lasts_over_a_restart(rig: Rig) -> None:
     async with rig.open(OPTIONS) as pool:
         await write_file(pool, "f", BIG)
@@ -448,3 +500,22 @@ async def test_a_disk_that_was_altered_does_not_join(rig: Rig, spare: Path) -> N
     async with rig.open(OPTIONS) as pool:
         with pytest.raises(FormatError, match="altered without the pool's key"):
             await pool.life_cycle.add(spare)
+
+
+@pytest.mark.expect_log("vanished|damaged|begun but never written")
+async def test_a_copy_made_while_the_disk_was_in_use_is_known_for_what_it_lacks(rig: Rig) -> None:
+    copy = rig.disks[2].with_name("copy")
+    async with rig.open(OPTIONS) as pool:
+        await write_file(pool, "before", BIG)
+        await pool.volume.destage()
+        shutil.copytree(rig.disks[2], copy)
+        await write_file(pool, "after", OTHER)
+        await pool.volume.destage()
+    shutil.rmtree(rig.disks[2])
+    copy.rename(rig.disks[2])
+    async with rig.open(OPTIONS) as pool:
+        assert pool.services is not None
+        await pool.services.repairer.quiet()
+        report = await check_pool(pool, read=True, progress=_no_progress)
+        assert not report.shards_damaged
+        assert await read_file(pool, "after") == OTHER

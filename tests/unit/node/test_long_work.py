@@ -15,6 +15,7 @@ from dwfs.config import ScrubSchedule, Tunables, save_config
 from dwfs.errors import PoolBusyError, UsageError
 from dwfs.limits import MIB, SEALED_SECTOR_SIZE, SECTOR_SIZE
 from dwfs.node.assembly import OpenOptions, Pool
+from dwfs.node.check import check_pool
 from dwfs.node.pool_status import report_status
 from dwfs.node.redundancy import Count, worst
 from dwfs.node.services.pool_services import PoolServices
@@ -24,6 +25,10 @@ from tests.unit.node.pools import Rig, read_file, write_file
 
 BIG = os.urandom(9 << 20)
 DAY_NS = 86_400 * 10**9
+
+
+async def _no_progress(event: object) -> None:
+    return None
 
 
 @pytest.fixture
@@ -183,6 +188,23 @@ async def test_background_work_yields_to_people(rig: Rig) -> None:
         assert requests > 1
 
 
+async def test_what_was_found_bad_and_is_not_mended_counts_as_lacking(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig.open() as pool:
+        await write_file(pool, "f", BIG)
+        await pool.volume.destage()
+        services = services_of(pool)
+        await services.repairer.quiet()
+        seal = pool.volume.catalog.seals(None, 1)[0]
+        number = next(number for number, disk in enumerate(seal.placement) if disk)
+        monkeypatch.setattr(pool.redundancy, "_reported", lambda: {seal.stripe: (number,)})
+        await pool.redundancy.count()
+        assert pool.redundancy.short_stripes == 1
+        assert pool.redundancy.short_by == 1
+        assert report_status(pool).health == "at-risk"
+
+
 @pytest.mark.parametrize(
     ("shards", "doubted", "expected"),
     [
@@ -230,6 +252,11 @@ async def test_a_scrub_names_the_files_that_are_beyond_repair(rig: Rig) -> None:
         assert "/precious" in status.damaged_files
         await services_of(pool).jobs.save()
         assert any("can't be repaired" in line for line in report_status(pool).advice)
+        report = await check_pool(pool, read=False, progress=_no_progress)
+        assert report.stripes_lost > 0
+        assert "/precious" in report.damaged_files
+        await pool.redundancy.count()
+        assert report_status(pool).health == "failed"
     state = rig.directories.state_directory(rig.name)
     assert b"precious" not in (state / "jobs.json").read_bytes()
     async with rig.open() as pool:

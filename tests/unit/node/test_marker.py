@@ -57,3 +57,30 @@ def test_a_marker_of_an_older_version_fits_a_header_without_a_state_id(tmp_path:
 def test_a_damaged_marker_is_not_believed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "marker").write_bytes(content)
     assert not marker.is_believable(tmp_path, POOL, STATE)
+
+
+def test_two_openings_without_an_end_are_a_reason_for_doubt(tmp_path: Path) -> None:
+    marker.mark(tmp_path, POOL, STATE, clean=True)
+    marker.mark_opening(tmp_path, POOL, STATE)
+    assert marker.is_believable(tmp_path, POOL, STATE)
+    assert not marker.is_clean(tmp_path, POOL, STATE)
+    marker.mark_opening(tmp_path, POOL, STATE)
+    assert not marker.is_believable(tmp_path, POOL, STATE)
+    assert marker.is_current(tmp_path, POOL, STATE)
+
+
+def test_an_opening_that_ends_well_clears_the_doubt(tmp_path: Path) -> None:
+    for _ in range(3):
+        marker.mark_opening(tmp_path, POOL, STATE)
+        marker.mark(tmp_path, POOL, STATE, clean=False)
+    assert marker.is_believable(tmp_path, POOL, STATE)
+
+
+def test_openings_that_fail_in_order_raise_no_doubt(tmp_path: Path) -> None:
+    marker.mark(tmp_path, POOL, STATE, clean=True)
+    for _ in range(3):
+        marker.mark_opening(tmp_path, POOL, STATE)
+        marker.forgive_opening(tmp_path, POOL, STATE)
+    marker.forgive_opening(tmp_path, POOL, STATE)
+    marker.mark_opening(tmp_path, POOL, STATE)
+    assert marker.is_believable(tmp_path, POOL, STATE)

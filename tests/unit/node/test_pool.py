@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from dwfs.errors import (
+    DwfsError,
     FormatError,
     NotEnoughDisksError,
     PoolBusyError,
@@ -22,7 +23,7 @@ from dwfs.errors import (
     WrongKeyError,
 )
 from dwfs.node import keyslots, marker
-from dwfs.node.assembly import Pool
+from dwfs.node.assembly import OpenOptions, Pool
 from dwfs.node.check import check_pool
 from dwfs.node.client import ask
 from dwfs.node.credential import Credential
@@ -304,3 +305,62 @@ async def test_the_last_keyslot_stays(rig: Rig) -> None:
     keyslots.remove_key(rig.config, recovery, 2)
     with pytest.raises(UsageError):
         keyslots.remove_key(rig.config, recovery, change.slot)
+
+
+@pytest.mark.expect_log("it is made anew from the disks")
+@pytest.mark.parametrize("name", ["index.mdb", "state-*.mdb"])
+@pytest.mark.parametrize("content", [b"", bytes(range(256)) * 40])
+async def test_a_database_that_is_none_is_made_anew(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    rig = await Rig(tmp_path, Geometry(2, 1), 3).create()
+    async with rig.open() as pool:
+        await write_file(pool, "kept", b"content" * 1000)
+    (path,) = rig.directories.state_directory(rig.name).glob(name)
+    path.write_bytes(content)
+    async with rig.open() as pool:
+        assert await read_file(pool, "kept") == b"content" * 1000
+
+
+@pytest.mark.expect_log("it is made anew from the disks")
+@pytest.mark.parametrize("name", ["index.mdb", "state-*.mdb"])
+async def test_damage_inside_a_database_costs_one_opening(tmp_path: Path, name: str) -> None:
+    rig = await Rig(tmp_path, Geometry(2, 1), 3).create()
+    async with rig.open() as pool:
+        for number in range(100):
+            await write_file(pool, f"file-{number:03}-{'x' * 200}", bytes(100))
+        await pool.volume.destage()
+    (path,) = rig.directories.state_directory(rig.name).glob(name)
+    with path.open("r+b") as file:
+        file.seek(8192)  # behind the two pages that say where the others are
+        file.write(b"\xff" * (path.stat().st_size - 8192))
+    said = "made anew from the disks"
+    try:
+        async with rig.open():
+            pass
+    except DwfsError as error:
+        said = str(error)
+    assert "made anew from the disks" in said
+    async with rig.open() as pool:
+        assert await read_file(pool, f"file-042-{'x' * 200}") == bytes(100)
+
+
+async def test_a_mount_that_is_interrupted_again_and_again_costs_no_state(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with crashing(rig, monkeypatch) as pool:
+        await write_file(pool, "small", b"hello")
+        await pool.volume.barrier()
+        before = pool.foundation.header.state_id
+
+    def impatient(what: str, done: int, total: int) -> None:
+        scope.cancel()
+
+    for _ in range(3):
+        with trio.CancelScope() as scope:
+            async with rig.open(OpenOptions(report=impatient)):
+                pass
+        assert scope.cancelled_caught
+    async with rig.open() as pool:
+        assert await read_file(pool, "small") == b"hello"
+        assert pool.foundation.header.state_id == before, "the state was made anew"

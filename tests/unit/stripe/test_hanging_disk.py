@@ -125,3 +125,21 @@ async def test_drop_does_not_wait_for_a_disk_that_hangs(tmp_path: Path) -> None:
         del b.catalog.known[seal.stripe]
         with trio.fail_after(DEADLINE_SECONDS):
             await b.store.drop([seal.stripe])
+
+
+async def test_a_disk_that_hung_in_a_sync_is_of_use_again(tmp_path: Path) -> None:
+    async with real_bench(tmp_path, 3) as (b, disks):
+        hung, medium = next(iter(disks.media.items()))
+        medium.hang("sync")
+        with trio.fail_after(20):
+            degraded = await stored(b)
+        assert hung not in degraded.placement
+        medium.let_go()
+        with trio.fail_after(20):
+            while disks.executors[0].stalled:
+                await trio.sleep(0.05)
+            # What it had lost was written elsewhere or not at all; it must not stand for ever.
+            assert not absent_shards(await stored(b))
+        assert not [
+            key for key in disks.stores[hung].keys(None, 99) if key.stripe == degraded.stripe
+        ]

@@ -94,6 +94,19 @@ def test_waiting_stripe_goes_on_waiting_unless_it_is_worse_off() -> None:
     assert taken(queue, now=0.5) == [1]
 
 
+def test_what_was_reported_is_known_while_it_waits() -> None:
+    queue = RepairQueue()
+    first, second, third = (StripeId(bytes([number]) * 16) for number in (1, 2, 3))
+    queue.add(first, 1, (0, 2))
+    queue.add(second, 1, (1,))
+    queue.add(third, 0)
+    assert queue.bad_shards() == {first: {0, 2}, second: {1}}
+    for entry in queue.take(3, 0.0):
+        if entry.stripe == first:
+            queue.postpone(entry, 0.0)
+    assert queue.bad_shards() == {first: {0, 2}}
+
+
 def test_reports_of_shards_that_were_just_mended_are_forgiven() -> None:
     queue = RepairQueue()
     queue.add(stripe(1), 0, (2,))
@@ -235,6 +248,30 @@ async def test_unreadable_stripes_are_named_until_they_are_mended() -> None:
         assert m.repairer.progress().unreadable == ()
 
 
+async def test_unreadable_stripes_beyond_memory_do_not_go_round_in_circles(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dwfs.stripe.repair.UNREADABLE_NAMED_MAX", 0)
+    attempts = 0
+    async with repairing() as m:
+        seal = await m.write(SIZE)
+        await settled(m)
+        for number in range(3):
+            m.home(seal.stripe, number).corrupt(ShardKey(seal.stripe, number), 99)
+        obtain = m.mover._source.obtain
+
+        async def counted(*arguments: object) -> object:
+            nonlocal attempts
+            attempts += 1
+            return await obtain(*arguments)  # type: ignore[arg-type] # passed on as they come
+
+        monkeypatch.setattr(m.mover._source, "obtain", counted)
+        for _ in range(60):  # reads, those of the attempts among them, tell of it again and again
+            m.repairer.report(Damage(seal.stripe, 0, seal.placement[0], ShardFault.ROTTEN))
+            await trio.sleep(1)
+        assert attempts == 1
+
+
 async def test_small_queue_still_gets_everything_done() -> None:
     async with mending(disks=8) as m:
         repairer = Repairer(
@@ -310,16 +347,6 @@ async def test_ceiling_holds_and_unused_time_is_not_saved_up(autojump_clock: Moc
     started = trio.current_time()
     await pacer.rest(0.1, 500)
     assert trio.current_time() - started == pytest.approx(0.4)
-
-
-async def test_pause_stops_at_the_next_rest(autojump_clock: MockClock) -> None:
-    pacer = Pacer(TrioClock(), lambda: 0)
-    pacer.pause()
-    with trio.move_on_after(10) as scope:
-        await pacer.rest(0.0)
-    assert scope.cancelled_caught
-    pacer.resume()
-    await pacer.rest(0.0)
 
 
 async def test_rate_is_that_of_the_last_half_minute(autojump_clock: MockClock) -> None:

@@ -20,7 +20,7 @@ from dwfs.limits import (
 )
 from dwfs.stripe import absent_shards, decode_header
 from dwfs.types import BackReference, InodeNumber, ShardKey, StripeData, StripeId
-from tests.unit.stripe.stripe_bench import Catalog, Disks, SeededRandomness, bench
+from tests.unit.stripe.stripe_bench import Catalog, Disks, FaultyDisk, SeededRandomness, bench
 
 
 def noise(size: int, seed: int = 1) -> bytes:
@@ -165,6 +165,21 @@ async def test_failed_sync_of_a_released_stripe_seals_it_degraded_and_readable()
         assert len(absent_shards(seal)) == 1
         assert b.store.counters().degraded == 1
         victim.dead = True
+        assert await b.store.read(fragment.stripe, 0, len(data)) == data
+
+
+async def test_a_disk_that_left_and_came_back_before_the_sync_is_not_believed() -> None:
+    async with bench(disks=7) as b:
+        data = noise(2_000_000)
+        (fragment,) = b.store.append(1, 0, data)
+        b.store.rotate()
+        while b.store.counters().in_flight:
+            await trio.sleep(0.001)
+        place = next(number for number, disk in enumerate(b.disks.disks) if disk.shards)
+        gone = b.disks.disks[place]
+        b.disks.disks[place] = FaultyDisk(gone.disk)  # what its cache had promised is lost
+        (seal,) = await b.commit()
+        assert gone.disk not in seal.placement
         assert await b.store.read(fragment.stripe, 0, len(data)) == data
 
 
