@@ -16,6 +16,7 @@ from dwfs.cli.output import (
     parse_bytes,
     print_json,
     render_table,
+    warn,
 )
 from dwfs.cli.owner import ask_owner, is_open
 from dwfs.config import Directories, load_config
@@ -56,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     if_added = None if arguments.if_added is None else parse_bytes(arguments.if_added)
     if arguments.pool is not None:
         status = query_status(directories, arguments.pool, if_added)
+        if if_added is not None and status.space is None:
+            warn("what a disk would give is known only while the pool is open: mount it first")
         if arguments.json:
             print_json(status)
         else:

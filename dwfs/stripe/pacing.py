@@ -18,10 +18,12 @@ from typing import Final
 
 import trio
 
+from dwfs.limits import KIB
 from dwfs.ports import Clock
 
 IDLE_AFTER_SECONDS: Final = 0.5  # without a foreground operation for so long, nobody is there
 REST_SECONDS_MAX: Final = 2.0  # after a very slow piece, look again whether anybody is still there
+_PIECE_BYTES_MIN: Final = 64 * KIB
 _RATE_WINDOW_SECONDS: Final = 30.0
 
 
@@ -55,6 +57,12 @@ class Pacer:
             self._seen = count
             self._active_until = now + IDLE_AFTER_SECONDS
         return now < self._active_until
+
+    def piece_bytes(self, usual_bytes: int) -> int:
+        """How much to do before the next rest: under a ceiling no more than a second's worth."""
+        if self._bytes_per_second is None:
+            return usual_bytes
+        return min(usual_bytes, max(_PIECE_BYTES_MIN, int(self._bytes_per_second)))
 
     async def rest(self, worked_seconds: float, size_bytes: int = 0) -> None:
         """Rest after a piece of work that took so long and moved so many bytes."""

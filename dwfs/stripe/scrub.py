@@ -129,7 +129,7 @@ class DiskScrub:
         position: DiskPosition | None = self.state.position
         while position is not None:
             started = self._clock.now()
-            piece = await self._store().scrub(position, SCRUB_PIECE_BYTES)
+            piece = await self._store().scrub(position, self._pacer.piece_bytes(SCRUB_PIECE_BYTES))
             for finding in piece.findings:
                 await self._resolve(finding)
             worked = self._clock.now() - started

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -46,6 +47,10 @@ from dwfs.node.status import (
     explain,
 )
 from dwfs.types import DiskId
+
+_DISKS_ALONE: Final = (
+    "this is what the disks tell; space, and data that lacks redundancy, are known while it is open"
+)
 
 
 class FoundDisk(msgspec.Struct, frozen=True):
@@ -169,7 +174,7 @@ def survey_pool(config: PoolConfig, mountpoint: str | None) -> PoolStatus:
         unforeseen_errors=0,
         read_only=False,
         degraded_stripes=None,
-        advice=explain(health, left, header.geometry.parity, disks, 0),
+        advice=[*explain(health, left, header.geometry.parity, disks, 0), _DISKS_ALONE],
     )
 
 

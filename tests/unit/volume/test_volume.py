@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dwfs import limits
-from dwfs.errors import FormatError, PosixError
+from dwfs.errors import FormatError, PosixError, StateError
 from dwfs.types import ROOT_INODE, Extent, InodeNumber, StripeId
 from dwfs.volume import StateStore
 from dwfs.volume.commands import (
@@ -212,7 +212,7 @@ async def test_moved_and_damaged_values_freeze_instead_of_lying(bench: Bench) ->
 def test_foreign_and_newer_states_are_refused(tmp_path: Path, bench: Bench) -> None:
     foreign = tmp_path / "foreign.mdb"
     foreign.write_bytes(b"not a database" * 1000)
-    with pytest.raises(FormatError):
+    with pytest.raises(StateError):
         StateStore(foreign, bench.store_cipher, bench.names)
     bench.state.flush()
     bench.state.meta.format_version = 2
