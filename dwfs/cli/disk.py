@@ -11,7 +11,7 @@ from dwfs.cli.output import format_bytes, print_json, render_table
 from dwfs.cli.request import Desk
 from dwfs.cli.status import query_status
 from dwfs.cli.unlocking import add_unlock_options, warn_of_exposed_files
-from dwfs.config import Directories
+from dwfs.config import Directories, load_config
 from dwfs.errors import DwfsError, UsageError
 from dwfs.fuse.mountinfo import FILESYSTEM_TYPE, read_mounts
 from dwfs.node.status import DiskAnswer, DiskStatus
@@ -207,7 +207,7 @@ def run_add(arguments: argparse.Namespace) -> int:
 
 def run_remove(arguments: argparse.Namespace) -> int:
     """Begin to remove a disk, or take that back."""
-    values = {"disk": _name_of_disk(arguments.disk)}
+    values = {"disk": _name_of_disk(arguments)}
     if arguments.cancel:
         return _change(arguments, "disk.remove.cancel", values, lasting=False)
     return _change(arguments, "disk.remove", values, lasting=True)
@@ -216,7 +216,7 @@ def run_remove(arguments: argparse.Namespace) -> int:
 def run_replace(arguments: argparse.Namespace) -> int:
     """Put a new disk in the place of another."""
     values = {
-        "disk": _name_of_disk(arguments.disk),
+        "disk": _name_of_disk(arguments),
         "path": _new_directory(arguments.pool, arguments.directory),
     }
     return _change(arguments, "disk.replace", values, lasting=True)
@@ -224,14 +224,12 @@ def run_replace(arguments: argparse.Namespace) -> int:
 
 def run_offline(arguments: argparse.Namespace) -> int:
     """Stop using a disk."""
-    return _change(
-        arguments, "disk.offline", {"disk": _name_of_disk(arguments.disk)}, lasting=False
-    )
+    return _change(arguments, "disk.offline", {"disk": _name_of_disk(arguments)}, lasting=False)
 
 
 def run_online(arguments: argparse.Namespace) -> int:
     """Use a disk again."""
-    return _change(arguments, "disk.online", {"disk": _name_of_disk(arguments.disk)}, lasting=False)
+    return _change(arguments, "disk.online", {"disk": _name_of_disk(arguments)}, lasting=False)
 
 
 def run_balance(arguments: argparse.Namespace) -> int:
@@ -294,8 +292,13 @@ def _new_directory(pool: str, path: Path) -> str:
     return text
 
 
-def _name_of_disk(text: str) -> str:
+def _name_of_disk(arguments: argparse.Namespace) -> str:
     """A path as the owner knows it, whatever directory we are in; an id or a label as it is."""
+    text: str = arguments.disk
     if not text:
         raise UsageError("an empty DISK names no disk: give its directory or its id")
-    return os.path.abspath(text) if "/" in text or Path(text).is_dir() else text
+    path = os.path.abspath(text)
+    config = load_config(Directories.from_environment(os.environ), arguments.pool)
+    # A dead disk's directory may be gone, and is meant all the same.
+    known = any(str(disk.path) == path for disk in config.disks)
+    return path if known or "/" in text or Path(text).is_dir() else text

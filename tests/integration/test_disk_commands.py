@@ -88,7 +88,11 @@ def test_replace_a_dead_disk(mounted: Pool, seed: int) -> None:
     mounted.lose(4)
     mounted.wait_for(lambda status: status["health"] != "healthy")
     fresh = mounted.home / "fresh"
-    mounted.dwfs("disk", "replace", mounted.name, mounted.disks[4], fresh, "--wait")
+    # Named as its owner names it, although nothing of that name is there any more.
+    done = mounted.run(
+        "disk", "replace", mounted.name, mounted.disks[4].name, fresh, "--wait", cwd=mounted.home
+    )
+    assert done.returncode == 0, done.stderr
     assert set(states(mounted).values()) == {"online"}
     assert str(mounted.disks[4]) not in states(mounted)
     assert str(fresh) in states(mounted)
