@@ -38,6 +38,7 @@ import dwfs.node.pool as node_pool
 from tests.sim.engine_plan import Plan, draw_plan
 from tests.sim.engine_run import Complaints, EngineRun
 
+_TELL_EVERY: Final = 100
 STUCK_SECONDS: Final = 150  # of real time, for one simulation
 SHRINKING_SECONDS: Final = 60.0
 
@@ -202,6 +203,8 @@ def main() -> int:
                 break
         elif options.verbose:
             print("\n".join([str(result.plan), *result.trace, f"history {result.digest}"]))
+        if (seed + 1 - first) % _TELL_EVERY == 0:
+            print(f"{seed + 1 - first} of {count} seeds, {failed} failed", file=sys.stderr)
     print(f"{seed + 1 - first} seeds from {first} on, {failed} failed")
     return 1 if failed else 0
 
