@@ -278,7 +278,7 @@ class DiskExecutor:
             return
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-        except BaseException:
+        except BaseException:  # cancelled: the place goes to the next in line
             self._places.release()
             raise
 

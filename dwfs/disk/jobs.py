@@ -6,6 +6,7 @@ Which thread may touch what is told in `dwfs.disk.executor`.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
@@ -17,7 +18,7 @@ _log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 
-class Work:
+class Work(ABC):
     """Something for a worker to do; `started` is when it began, by the executor's clock."""
 
     __slots__ = ("overdue", "queued", "started")
@@ -27,9 +28,9 @@ class Work:
         self.started: float | None = None
         self.overdue = False
 
+    @abstractmethod
     def execute(self) -> None:
         """In the worker."""
-        raise NotImplementedError
 
 
 class Job(Work, Generic[ResultT]):

@@ -66,7 +66,7 @@ class Addresses:
                 # A failing call leaves its exception set, which pythonapi (a PyDLL) raises here.
                 _get_buffer(buffer, ctypes.byref(view), flags)
                 self._held.append(view)
-        except BaseException:
+        except BaseException:  # whatever it was, no buffer stays locked
             self.close()
             raise
         self.pointers = (ctypes.c_void_p * len(self._held))(*(view.buf for view in self._held))

@@ -168,7 +168,10 @@ def write_copies(
 def finish_copy(
     medium: Medium, disk: DiskId, handle: int, size: int, preallocation: Preallocation
 ) -> None:
-    """Cut the unused zeros off, and close. It's no harm if a crash brings zeros back."""
+    """Cut the unused zeros off, and close. It's no harm if a crash brings zeros back.
+
+    Only for a file whose members hold nothing beyond `size`: this may come late, when a disk hangs.
+    """
     preallocation.seal(disk)
     with contextlib.suppress(OSError):
         medium.truncate(handle, size)

@@ -115,6 +115,8 @@ class ClosedFile:
         self.damaged = damaged  # disks whose copy lacks something
         self.doubted = False  # a check found less than was believed
         self.broken = broken  # records in the middle are lost on all copies; left as it is
+        # It was growing when its process died: of its last record nobody knows whether it was synced.
+        self.unsettled = False
 
     @property
     def holders(self) -> frozenset[DiskId]:

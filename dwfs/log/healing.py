@@ -87,7 +87,7 @@ class Healer:
             if not sources:
                 # Disks that just failed may work again tomorrow; they aren't the file's end.
                 return changed, bool(file.whole & failed)
-            if not targets and not file.damaged & kept:
+            if not targets and not file.damaged & kept and not file.unsettled:
                 return changed, True
             try:
                 result = await self._attempt(file, sources, kept, targets, readable)
@@ -103,6 +103,7 @@ class Healer:
             if not result.complete:
                 return changed, False
             changed = True
+            file.unsettled = False
             file.whole = (file.whole - kept) | (result.whole - (sources - kept))
             file.damaged -= result.whole
             failed.update(result.failures)
@@ -135,5 +136,6 @@ class Healer:
                 sources - kept,
                 {target.disk: log_path(target.directory, file.sequence) for target in targets},
                 file.size,
+                file.unsettled,
             )
         return result

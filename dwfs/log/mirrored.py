@@ -73,6 +73,10 @@ class MirroredLog:
             stream: sequence - 1 for stream, sequence in inventory.begins.items()
         }
         self._closed = [ClosedFile.surveyed(file) for file in inventory.files]
+        started = [file for file in inventory.files if file.facts.started]
+        if started:
+            # Before another file was begun, every record of this one was durable, or was repeated there.
+            self._closed[inventory.files.index(started[-1])].unsettled = True
         self._current: CurrentFile | None = None
         self._rotation = self._incarnation
         self._suspects: set[DiskId] = set()

@@ -241,7 +241,8 @@ def remove_older(
 ) -> dict[DiskId, OSError]:
     """Remove the volume's snapshots below `keep_sequence` and unfinished ones; returns failures.
 
-    Call it when no snapshot of the volume is being written. Blocks.
+    Call it when no snapshot of the volume is being written. Blocks. The names of those that stay are
+    made durable first: a process that died before it did so may have left the newest one here.
     """
     failures: dict[DiskId, OSError] = {}
     watch = watch if watch is not None else Watch()
@@ -249,6 +250,8 @@ def remove_older(
         folder = directory / fmt.SNAPSHOT_DIRECTORY
         watch.enter(disk)
         try:
+            with contextlib.suppress(FileNotFoundError):
+                medium.sync_directory(folder)
             for name in medium.names(folder):
                 watch.enter(disk)
                 parsed = fmt.parse_file_name(name.removesuffix(".part"))

@@ -10,6 +10,7 @@ mended meanwhile.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +19,7 @@ import msgspec
 import trio
 
 from dwfs.disk.medium import Medium
-from dwfs.errors import MediumError
+from dwfs.errors import MediumError, PosixError
 from dwfs.log import copies as disk_copies
 from dwfs.log import format as fmt
 from dwfs.log.copies import LOG_DIRECTORY
@@ -190,26 +191,35 @@ class Upkeep:
         """
         findings: list[LogFinding] = []
         for file in [*self.needed(), *([current] if current is not None else [])]:
-            readable = self._settings.readable_disks()
-            paths = {
-                disk: disk_copies.log_path(readable[disk].directory, file.sequence)
-                for disk in sorted(file.holders & set(readable))
-            }
-            try:
-                with trio.CancelScope(shield=True):
-                    state = await self._lanes.maintainer.run(
-                        examine_copies, self._settings.medium, paths, file.size
-                    )
-            except HungError as hung:
-                self._lanes.replace_maintainer()
-                if hung.disk is not None:
-                    self._report({hung.disk: hung.cause})
-                state = CopyState(frozenset(), frozenset(), frozenset(paths), False)
+            state = await self._examine(file)
             if state.complete:
                 file.note_findings(state.lacking, state.absent)
             wanted = min(self._settings.copies, len(self._settings.disks()))
             findings.extend(describe(file.sequence, state, wanted, file.broken))
         return findings
+
+    async def _examine(self, file: ClosedFile) -> CopyState:
+        """Read and compare a file's copies, without those on disks that hang."""
+        hanging: set[DiskId] = set()
+        while True:
+            readable = self._settings.readable_disks()
+            paths = {
+                disk: disk_copies.log_path(readable[disk].directory, file.sequence)
+                for disk in sorted((file.holders & set(readable)) - hanging)
+            }
+            try:
+                with trio.CancelScope(shield=True):
+                    return await self._lanes.maintainer.run(
+                        examine_copies, self._settings.medium, paths, file.size
+                    )
+            except HungError as hung:
+                self._lanes.replace_maintainer()
+                if hung.disk is None:
+                    raise PosixError(
+                        errno.EIO, "the check of the log made no progress; try it again later"
+                    ) from hung
+                hanging.add(hung.disk)
+                self._report({hung.disk: hung.cause})
 
     def _owner(
         self, found: Found, disk: DiskId, known: Mapping[bytes, ClosedFile]

@@ -212,19 +212,16 @@ class FileWriter:
         self._report(failures)
 
     def _give_up(self, file: CurrentFile, hung: HungError) -> Failures | None:
-        """The one thread hangs, and with it all handles of the file."""
+        """The one thread hangs, and with it all handles of the file.
+
+        They are closed when it comes back, and nothing is cut off then: that may be after another
+        mount has found the record there and counts on it.
+        """
         file.preallocation.close()
         file.last_holders = frozenset(file.handles)
         stuck = self._lanes.writer
-        for disk, handle in file.handles.items():
-            stuck.post(
-                disk_copies.finish_copy,
-                self._medium,
-                disk,
-                handle,
-                file.size,
-                file.preallocation,
-            )
+        for handle in file.handles.values():
+            stuck.post(self._medium.close, handle)
         file.handles = {}
         self._lanes.replace_writer()
         self._lanes.replace_filler()

@@ -1,6 +1,6 @@
 """Whatever was acknowledged is recovered, and what is recovered is a prefix of what was appended.
 
-Seeded runs of several mounts over disks that lose un-synced writes, tear them, die, hang, rot, are
+Seeded runs of several mounts, ended by kills and power cuts, over disks that lose un-synced writes, tear them, die, hang, rot, are
 wiped, leave, come back stale, or are removed in good order, at most m at a time.
 """
 
@@ -200,7 +200,11 @@ async def run(seed: int) -> None:
             await world.mount()
         except* PowerCutError:
             pass
-        world.medium.crash()
+        if world.random.random() < 0.4:
+            world.medium.kill()
+        else:
+            world.medium.crash()
+    world.medium.crash()
     world.rig.present = list(range(world.count))
     world.rig.leaving.clear()
     world.check()

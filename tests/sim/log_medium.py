@@ -99,12 +99,20 @@ class SimulatedMedium:
         self._handles: dict[int, tuple[Path, _Inode]] = {}
         self._next_handle = 1
 
-    def crash(self) -> None:
-        """Lose power; what lasts is what the next mount sees."""
+    def kill(self) -> None:
+        """End the process, and all disks' troubles; the next mount sees all that was ever written."""
         for fiber in self.fibers:
             fiber.cut = True
         self.release(*self.hung)
         assert not self.fibers
+        self._handles.clear()
+        self.operations_left = None
+        self.dead.clear()
+        self.full.clear()
+
+    def crash(self) -> None:
+        """Lose power; what lasts is what the next mount sees."""
+        self.kill()
         for inode in {id(inode): inode for inode in self.seen.values()}.values():
             for offset, data in inode.pending:
                 fate = self.random.random()
@@ -125,10 +133,6 @@ class SimulatedMedium:
             inode.seen = bytearray(inode.durable)
         self.seen = dict(self.durable)
         self.changes.clear()
-        self._handles.clear()
-        self.operations_left = None
-        self.dead.clear()
-        self.full.clear()
 
     def call(self, call: Callable[[], None]) -> Fiber | None:
         """Make a call; if it hangs, its fiber is returned and `release` will go on with it."""

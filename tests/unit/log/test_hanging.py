@@ -286,6 +286,35 @@ async def test_healing_and_opening_do_without_a_disk_that_hangs(bench: Bench) ->
     assert bench.sequences() == [1, 2]
 
 
+async def test_checking_does_without_a_disk_that_hangs(bench: Bench) -> None:
+    log = await bench.open()
+    await append(log, 1, 2)
+    await log.close_current()
+    (holder, *_) = log._closed[0].holders
+    bench.medium.hang(f"d{holder[0] - 1}", "read")
+    assert not [finding for finding in await log.verify() if finding.kind == "damage"]
+    assert set(bench.failed) == {(holder, errno.ETIMEDOUT)}
+    bench.medium.release()
+    await log.close()
+    await until_closed(bench)
+
+
+async def test_a_late_thread_cuts_off_no_record_that_the_next_mount_counts_on(bench: Bench) -> None:
+    bench.obeys = False
+    log = await bench.open()
+    await append(log, 1, 2)
+    first, second = log.status().members
+    bench.medium.hang(f"d{second[0] - 1}", "sync")
+    with trio.move_on_after(0):
+        await append(log, 3)  # it goes on, and is repeated elsewhere; here it stays unacknowledged
+    await log.close()
+    names = [f"d{disk[0] - 1}/log/{1:016x}.log" for disk in (first, second)]
+    sizes = [(bench.root / name).stat().st_size for name in names]
+    bench.medium.release()
+    await until_closed(bench)
+    assert [(bench.root / name).stat().st_size for name in names] == sizes
+
+
 async def test_closing_leaves_a_hanging_thread_behind(bench: Bench) -> None:
     log = await bench.open()
     await append(log, 1)
