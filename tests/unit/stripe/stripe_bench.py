@@ -22,7 +22,14 @@ from dwfs.errors import (
 )
 from dwfs.limits import GIB
 from dwfs.ports import DiskRole, ScrubFinding, ScrubPiece, ShardStore
-from dwfs.stripe import Damage, ReclaimSignal, StripeStore, ThreadRunner
+from dwfs.stripe import (
+    CipherFactory,
+    Damage,
+    ReclaimSignal,
+    StripeCipher,
+    StripeStore,
+    ThreadRunner,
+)
 from dwfs.types import (
     DiskId,
     DiskPosition,
@@ -255,8 +262,11 @@ class InlineThreads:
 class Bench:
     """A store, its disks and its catalog; `commit` plays the log."""
 
-    def __init__(self, store: StripeStore, disks: Disks, catalog: Catalog) -> None:
+    def __init__(
+        self, store: StripeStore, disks: Disks, catalog: Catalog, cipher_of: CipherFactory
+    ) -> None:
         self.store = store
+        self.cipher_of = cipher_of
         self.disks = disks
         self.catalog = catalog
         self.damage: list[Damage] = []
@@ -288,6 +298,10 @@ async def bench(
     found: list[Damage] = []
     with RootKeys(SecretBytes.copy_of(b"k" * 32), POOL) as keys:
         volume = keys.volume(VOLUME, 1)
+
+        def cipher_of(stripe: StripeId, salt: bytes, version: int) -> StripeCipher:
+            return volume.stripe_cipher(stripe, salt)
+
         async with trio.open_nursery() as nursery:
             store = StripeStore(
                 pool=POOL,
@@ -297,14 +311,14 @@ async def bench(
                 disks=listing,
                 catalog=catalog,
                 coder_of=make_coder,
-                cipher_of=lambda stripe, salt, version: volume.stripe_cipher(stripe, salt),
+                cipher_of=cipher_of,
                 randomness=SeededRandomness(seed),
                 threads=threads or TrioThreads(),
                 nursery=nursery,
                 on_damage=found.append,
                 reclaim=reclaim,
             )
-            made = Bench(store, listing, catalog)
+            made = Bench(store, listing, catalog, cipher_of)
             made.damage = found
             yield made
             nursery.cancel_scope.cancel()
