@@ -61,7 +61,8 @@ class FuseSession:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._announce, on_ready)
                     self._serving = True
-                    await pyfuse3.main(min_tasks=WORKERS_IDLE, max_tasks=WORKERS_MAX)
+                    with self._operations.telling_kernel():
+                        await pyfuse3.main(min_tasks=WORKERS_IDLE, max_tasks=WORKERS_MAX)
                     nursery.cancel_scope.cancel()
             finally:
                 self._serving = False
