@@ -356,6 +356,9 @@ class Repairer:
         self._unreadable.pop(stripe, None)
         again = stripe in self._queue  # another shard was reported meanwhile
         if outcome in (Outcome.NO_TARGET, Outcome.FAILED):
+            # What was found bad on the way, too: the disk's index may know the shard by now, from
+            # a put that was not read back as it was written, and would call it sound.
+            entry.bad |= report.bad.get(stripe, frozenset()) - handled
             self._queue.postpone(entry, self._clock.now())
         elif outcome is Outcome.UNREADABLE:
             bad = report.bad.get(stripe, frozenset()).union(entry.bad)

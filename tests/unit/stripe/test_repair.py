@@ -204,6 +204,36 @@ async def test_report_is_mended_and_answered() -> None:
         assert answers == [Outcome.WHOLE, Outcome.WHOLE, Outcome.GONE]
 
 
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_rewritten_shard_that_proved_bad_is_written_again(
+    autojump_clock: MockClock, told: bool
+) -> None:
+    """Its disk's index knows it by then, so nothing but the repairer's memory tells of it."""
+    async with repairing(6) as m:
+        seal = await m.write(SIZE)
+        await settled(m)
+        key = ShardKey(seal.stripe, 3)
+        home = m.home(seal.stripe, 3)
+        home.lose(key)
+        spoiled = 0
+
+        def spoil(operation: str, read: ShardKey | None) -> None:
+            nonlocal spoiled
+            if operation == "read_back" and read == key and not spoiled:
+                spoiled += 1
+                home.corrupt(key, 99)
+
+        home.before = spoil
+        if told:
+            m.repairer.report(Damage(seal.stripe, 3, home.disk, ShardFault.MISSING))
+        else:
+            m.repairer.walk_soon()
+        await trio.sleep(30)
+        assert spoiled
+        await m.check_whole(seal.stripe)
+        assert m.repairer.bad_shards() == {}
+
+
 async def test_without_room_it_waits_until_a_disk_comes() -> None:
     async with repairing(6) as m:
         seal = await m.write(SIZE)
