@@ -274,7 +274,7 @@ class ShardMover:
                 await self._target.place(moves)
             except PosixError:
                 self._keep_applied(moving)
-            except BaseException:
+            except BaseException:  # cancelled, or a defect: the moves may stand all the same
                 self._keep_applied(moving)
                 raise
         stale = [

@@ -245,7 +245,7 @@ class Repairer:
             for stripe in list(self._unreadable):
                 if self._catalog.seal_of(stripe) is None:
                     del self._unreadable[stripe]
-        except BaseException:
+        except BaseException:  # whatever it was, the catalog was not seen to its end
             self._walk_wanted = True
             raise
         finally:
