@@ -27,7 +27,7 @@ from dwfs.ports import DiskListing, ErasureCoder, ShardFault
 from dwfs.stripe.hedge import Answer, HedgedReads, judge
 from dwfs.stripe.opened import Damage, DamageObserver, OpenedStripe, padded
 from dwfs.stripe.sealing import ThreadRunner
-from dwfs.stripe.shard_header import decode_header
+from dwfs.stripe.shard_header import header_fits
 from dwfs.types import DiskId, Geometry
 
 READ_PIECE: Final = 64 * SEALED_SECTOR_SIZE  # one disk request of a sequential read: 1 MiB
@@ -140,16 +140,11 @@ class ShardGatherer:
         except MediumError as error:
             self._disks.failed(error, disk)
             return None
-        known = decode_header(header)
-        if (
-            known is None
-            or known.salt != opened.seal.salt
-            or known.number != shard
-            or len(payload) != opened.layout.payload_length(shard)
-        ):
-            self.report(opened, shard, ShardFault.ROTTEN)
-            return None
-        return payload
+        right_length = len(payload) == opened.layout.payload_length(shard)
+        if right_length and header_fits(header, opened.seal, shard):
+            return payload
+        self.report(opened, shard, ShardFault.ROTTEN)
+        return None
 
     async def fetch_first(
         self,
