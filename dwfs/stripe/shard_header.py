@@ -63,3 +63,15 @@ def decode_header(header: bytes) -> ShardHeader | None:
     except msgspec.DecodeError:
         return None
     return decoded if decoded.format == SHARD_FORMAT else None
+
+
+def header_fits(header: bytes, seal: StripeSeal, number: int) -> bool:
+    """Whether a shard's header says that it is shard `number` of this very sealing."""
+    known = decode_header(header)
+    return known is not None and (
+        known.salt,
+        known.number,
+        known.length,
+        known.geometry,
+        known.sector_size,
+    ) == (seal.salt, number, seal.length, seal.geometry, seal.sector_size)
