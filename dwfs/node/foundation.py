@@ -389,7 +389,7 @@ class Foundation:
 async def _survey(config: PoolConfig, platform: Platform, timing: DiskTiming) -> PoolSurvey:
     """Look at all disks at once; one that doesn't answer in time is missing."""
     looks: dict[Path, Look] = {}
-    executors = {disk.path: platform.make_executor("survey", 1) for disk in config.disks}
+    executors = {path: platform.make_executor("survey", 1) for path in config.places}
 
     async def look(path: Path, executor: Executor) -> None:
         try:
@@ -413,7 +413,7 @@ async def _survey(config: PoolConfig, platform: Platform, timing: DiskTiming) ->
         watch.cancel_scope.cancel()
     for executor in executors.values():
         executor.abandon()
-    return judge(config, [looks[disk.path] for disk in config.disks], platform.medium)
+    return judge(config, [looks[path] for path in config.places], platform.medium)
 
 
 async def lay_foundation(

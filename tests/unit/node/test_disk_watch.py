@@ -389,3 +389,16 @@ async def test_a_state_directory_that_was_left_behind_is_not_believed(
     rig.directories = there
     async with rig.open(OPTIONS) as pool:
         assert await read_file(pool, "g") == OTHER
+
+
+@pytest.mark.expect_log("log|snapshot|No such file", "is missing")
+async def test_a_disk_that_moved_to_the_place_of_a_dead_one_opens_again_and_again(rig: Rig) -> None:
+    async with rig.open(OPTIONS) as pool:
+        await write_file(pool, "f", BIG)
+    dead, moved = rig.disks[0], rig.disks[1]
+    shutil.rmtree(dead)
+    moved.rename(dead)
+    for _ in range(2):
+        async with rig.open(OPTIONS) as pool:
+            assert sorted(disk.state for disk in pool.foundation.disks.all())[:1] == ["missing"]
+            assert await read_file(pool, "f") == BIG

@@ -519,3 +519,23 @@ async def test_a_copy_made_while_the_disk_was_in_use_is_known_for_what_it_lacks(
         report = await check_pool(pool, read=True, progress=_no_progress)
         assert not report.shards_damaged
         assert await read_file(pool, "after") == OTHER
+
+
+@pytest.mark.expect_log(SHARED, "is missing", "log", "snapshot", "stays missing")
+async def test_a_dead_disk_is_replaced_by_one_at_its_place(tmp_path: Path) -> None:
+    """Two members have the same directory until the old one has left: also over a restart."""
+    rig = await Rig(tmp_path, Geometry(2, 1), 3).create()
+    patient = OpenOptions(timing=TIMING)
+    async with rig.open(patient) as pool:
+        await write_file(pool, "f", BIG)
+        await pool.volume.destage()
+        old = disk_of(pool, rig.disks[0])
+        shutil.rmtree(rig.disks[0])
+        await until_state(pool, old, "missing")
+        await pool.life_cycle.replace(old, rig.disks[0])
+    places = [configured.path for configured in rig.config.disks]
+    assert places.count(rig.disks[0]) == 2
+    async with rig.open(OPTIONS) as pool:
+        await until_gone(pool, old)
+        assert await read_file(pool, "f") == BIG
+        await until_clean(pool)
