@@ -157,7 +157,7 @@ def survey_pool(config: PoolConfig, mountpoint: str | None) -> PoolStatus:
     header = survey.header
     space = free_space([disk.directory for disk in survey.present])
     disks = [_offline_status(disk, space.get(disk.directory)) for disk in survey.disks]
-    health, left = assess(header.geometry.parity, [disk.state for disk in disks])
+    health, left = assess(header.geometry, [disk.state for disk in disks])
     return PoolStatus(
         pool=config.name,
         uuid=config.uuid,
