@@ -100,7 +100,8 @@ async def _look(foundation: Foundation, disk: PoolDisk, prober: Executor) -> Non
             foundation.disks.note(disk.id, write_event(error), reason)
         return
     foundation.disks.note(disk.id, *_VERDICTS[condition])
-    if not disk.readable:
+    # One that was taken offline meanwhile still belongs to who does that, and is let go in order.
+    if disk.state == "missing":
         foundation.take_down(disk)
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import trio
 
-from dwfs.disk import FreeSpace, read_header, write_header
+from dwfs.disk import DiskCondition, FreeSpace, Medium, probe, read_header, write_header
 from dwfs.errors import FormatError, NoSpaceError, NotEnoughDisksError, UsageError
 from dwfs.limits import MIB
 from dwfs.node import keyslots
@@ -539,3 +539,33 @@ async def test_a_dead_disk_is_replaced_by_one_at_its_place(tmp_path: Path) -> No
         await until_gone(pool, old)
         assert await read_file(pool, "f") == BIG
         await until_clean(pool)
+
+
+async def test_a_probe_under_way_does_not_hinder_going_offline_in_order(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig.open(OPTIONS) as pool:
+        await write_file(pool, "f", BIG)
+        member = pool.life_cycle.find(str(rig.disks[2]))
+        store = member.store
+        begun, ended = trio.Event(), trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def slow_probe(directory: Path, disk: DiskId, medium: Medium) -> DiskCondition:
+            if disk == member.id:
+                trio.from_thread.run_sync(begun.set, trio_token=token)
+                trio.from_thread.run(ended.wait, trio_token=token)
+            return probe(directory, disk, medium)
+
+        async def destage() -> None:
+            ended.set()
+            await trio.sleep(0.3)  # the probe's answer is judged meanwhile
+            assert member.store is store, "it was taken down amid writing"
+
+        with monkeypatch.context() as patch:
+            patch.setattr("dwfs.node.disks.watch.probe", slow_probe)
+            await begun.wait()
+            patch.setattr(pool.volume, "destage", destage)
+            await pool.life_cycle.offline(member.id)
+        assert (member.state, member.store) == ("offline", None)
+        assert await read_file(pool, "f") == BIG
