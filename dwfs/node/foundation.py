@@ -174,11 +174,11 @@ class Foundation:
         `trusted`: the state directory is believed as a whole; each disk's attendance is asked, too.
         """
 
-        async def open_one(disk: PoolDisk) -> None:
-            assert disk.executor is not None
+        # The executor is taken now: the disk may be taken down before its task begins.
+        async def open_one(disk: PoolDisk, executor: Executor) -> None:
             try:
                 disk.store = await self.open_store(
-                    disk.id, disk.directory, disk.executor, trusted=trusted, progress=progress
+                    disk.id, disk.directory, executor, trusted=trusted, progress=progress
                 )
             except (MediumError, OSError) as error:
                 self.disks.note(disk.id, DiskEvent.UNUSABLE, str(error))
@@ -189,7 +189,7 @@ class Foundation:
         async with trio.open_nursery() as nursery:
             for disk in self.disks.all():
                 if disk.executor is not None:
-                    nursery.start_soon(open_one, disk)
+                    nursery.start_soon(open_one, disk, disk.executor)
         await measure_space(self.disks, self.platform.medium)
 
     async def keep_deadlines(self) -> None:

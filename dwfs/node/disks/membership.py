@@ -123,10 +123,10 @@ class Membership:
         missed: list[str] = []
         written: list[DiskId] = []
 
-        async def write(disk: PoolDisk) -> None:
-            assert disk.executor is not None
+        # The executor is taken now: the disk may be taken down before its task begins.
+        async def write(disk: PoolDisk, executor: Executor) -> None:
             try:
-                await self.write_copy(PendingCopy(disk.id, disk.directory, disk.executor), header)
+                await self.write_copy(PendingCopy(disk.id, disk.directory, executor), header)
             except (OSError, DwfsError) as error:
                 _log.warning("can't write the header in %s: %s", disk.directory, error)
                 event = write_event(error) if isinstance(error, OSError) else DiskEvent.WRITE_ERROR
@@ -142,7 +142,7 @@ class Membership:
                 if disk.executor is None or disk.state in ("missing", "offline"):
                     missed.append(str(disk.directory))
                 else:
-                    nursery.start_soon(write, disk)
+                    nursery.start_soon(write, disk, disk.executor)
         if not written:
             raise NotEnoughDisksError("the change could be written to no disk; nothing was changed")
         return sorted(missed)
