@@ -8,6 +8,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from dwfs.node.assembly import OpenOptions, Pool
 from dwfs.node.check import check_pool
 from dwfs.node.disks.listing import PoolDisk
 from dwfs.node.disks.states import Rules
+from dwfs.node.disks.survey import survey_disks
 from dwfs.node.disks.timing import DiskTiming
 from dwfs.node.pool import open_pool
 from dwfs.ports import DiskRole
@@ -402,3 +404,32 @@ async def test_a_disk_that_moved_to_the_place_of_a_dead_one_opens_again_and_agai
         async with rig.open(OPTIONS) as pool:
             assert sorted(disk.state for disk in pool.foundation.disks.all())[:1] == ["missing"]
             assert await read_file(pool, "f") == BIG
+
+
+@pytest.mark.expect_log("log|snapshot|No such file", "is missing")
+async def test_a_disk_gets_the_change_that_was_made_while_it_was_taken_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking it back may take minutes, and until then no change of the header reaches it."""
+    away = rig.disks[1].with_name("away")
+    async with rig.open(OPTIONS) as pool:
+        disk = member(pool, rig.disks[1])
+        rig.disks[1].rename(away)
+        await until(disk, "missing")
+        open_store = pool.foundation.open_store
+
+        # Any: they are passed on as they are
+        async def change_meanwhile(*arguments: Any, **options: Any) -> SegmentStore:
+            await pool.foundation.membership.change_header(
+                lambda header: msgspec.structs.replace(header, name="renamed")
+            )
+            return await open_store(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pool.foundation, "open_store", change_meanwhile)
+            away.rename(rig.disks[1])
+            await until(disk, "online")
+        with trio.fail_after(10):
+            while read_header(rig.disks[1]).header.name != "renamed":
+                await trio.sleep(0.02)
+        assert not survey_disks(rig.config).stale
