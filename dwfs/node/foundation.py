@@ -153,7 +153,7 @@ class Foundation:
                 self.volume_keys.values,
                 self.volume_keys.names,
             )
-        except BaseException:
+        except BaseException:  # whatever it was: nobody else closes it
             index.close()
             raise
         self.index, self.state_store = index, store
@@ -436,12 +436,12 @@ async def lay_foundation(
         make_private(state_directory)
         await platform.run_blocking(refresh_stale_headers, survey, keys, platform.medium)
         foundation = Foundation(survey, keys, directories, config, platform, timing)
-    except BaseException:
+    except BaseException:  # whatever it was: nobody else wipes the keys
         keys.wipe()
         raise
     try:
         await foundation.note_places()
-    except BaseException:
+    except BaseException:  # whatever it was: the caller gets no foundation, so it closes none
         with trio.CancelScope(shield=True):
             await foundation.close()
         raise

@@ -188,7 +188,7 @@ class LifeCycle:
                         prepare_newcomer, newcomer, mine, key, foundation.platform.medium
                     )
                 await foundation.write_config({identity: newcomer.directory})
-            except BaseException:
+            except BaseException:  # whatever it was: a directory that is no disk is left as it was
                 with trio.CancelScope(shield=True):
                     await self._erase(newcomer.directory, identity)
                 raise
