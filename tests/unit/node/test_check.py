@@ -16,7 +16,7 @@ from dwfs.node.checking.references import cover, covers
 from dwfs.node.closed_check import check_closed_pool
 from dwfs.types import BackReference, Extent, Geometry, InodeNumber, ShardKey, StripeId
 from dwfs.volume.store import KIND_SUMMARY
-from tests.unit.node.pools import Rig, read_file, write_file
+from tests.unit.node.pools import Rig, no_progress, read_file, write_file
 
 BIG = os.urandom(9 << 20)
 
@@ -27,13 +27,9 @@ async def rig(tmp_path: Path) -> Rig:
     return await Rig(tmp_path, Geometry(2, 1), 4).create()
 
 
-async def _no_progress(event: object) -> None:
-    pass
-
-
 async def check(pool: Pool, *, read: bool = True, repair: bool = False) -> CheckReport:
     """Check an open pool."""
-    return await check_pool(pool, read=read, repair=repair, progress=_no_progress)
+    return await check_pool(pool, read=read, repair=repair, progress=no_progress)
 
 
 async def check_closed(rig: Rig, *, repair: bool) -> CheckReport:
@@ -44,7 +40,7 @@ async def check_closed(rig: Rig, *, repair: bool) -> CheckReport:
         rig.credential(),
         read=True,
         repair=repair,
-        progress=_no_progress,
+        progress=no_progress,
     )
 
 

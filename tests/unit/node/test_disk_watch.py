@@ -26,7 +26,7 @@ from dwfs.node.pool import open_pool
 from dwfs.ports import DiskRole
 from dwfs.types import Geometry
 from tests.unit.node.hanging_medium import HangingPlatform
-from tests.unit.node.pools import Rig, read_file, write_file
+from tests.unit.node.pools import Rig, no_progress, read_file, until_clean, write_file
 
 BIG = os.urandom(3 << 20)
 OTHER = os.urandom(2 << 20)
@@ -54,17 +54,6 @@ async def until(disk: PoolDisk, *states: str) -> None:
     with trio.fail_after(20):
         while disk.state not in states:
             await trio.sleep(0.01)
-
-
-async def until_clean(pool: Pool) -> None:
-    with trio.fail_after(30):
-        while not (report := await check_pool(pool, read=True, progress=_no_progress)).clean:
-            assert not report.stripes_lost
-            await trio.sleep(0.1)
-
-
-async def _no_progress(event: object) -> None:
-    pass
 
 
 @pytest.mark.expect_log(r"disk .*disk1 is (suspect|missing)", "given up|timed out|log|snapshot")
@@ -366,7 +355,7 @@ async def test_a_disk_that_stays_away_is_given_up_and_may_still_return(rig: Rig)
 
 async def until_clean_but_for_disks(pool: Pool) -> None:
     with trio.fail_after(20):
-        while (await check_pool(pool, read=True, progress=_no_progress)).stripes_short:
+        while (await check_pool(pool, read=True, progress=no_progress)).stripes_short:
             await trio.sleep(0.1)
 
 

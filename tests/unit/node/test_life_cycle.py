@@ -23,7 +23,7 @@ from dwfs.node.disks.survey import survey_disks
 from dwfs.node.disks.timing import DiskTiming
 from dwfs.node.services.move_target import VolumeMoveTarget
 from dwfs.types import DiskId, Geometry, ShardKey, ShardMove
-from tests.unit.node.pools import Rig, read_file, write_file
+from tests.unit.node.pools import Rig, no_progress, read_file, until_clean, write_file
 from tests.unit.node.test_pool import crashing
 
 BIG = os.urandom(3 << 20)
@@ -68,18 +68,6 @@ async def until_state(pool: Pool, disk: DiskId, state: str) -> None:
     with trio.fail_after(20):
         while (found := pool.foundation.disks.find(disk)) is None or found.state != state:
             await trio.sleep(0.02)
-
-
-async def until_clean(pool: Pool) -> None:
-    """Wait until repair and sweep have brought everything to what it should be."""
-    with trio.fail_after(30):
-        while not (report := await check_pool(pool, read=True, progress=_no_progress)).clean:
-            assert not report.stripes_lost
-            await trio.sleep(0.1)
-
-
-async def _no_progress(event: object) -> None:
-    pass
 
 
 @pytest.mark.expect_log(SHARED)
@@ -516,7 +504,7 @@ async def test_a_copy_made_while_the_disk_was_in_use_is_known_for_what_it_lacks(
     async with rig.open(OPTIONS) as pool:
         assert pool.services is not None
         await pool.services.repairer.quiet()
-        report = await check_pool(pool, read=True, progress=_no_progress)
+        report = await check_pool(pool, read=True, progress=no_progress)
         assert not report.shards_damaged
         assert await read_file(pool, "after") == OTHER
 
