@@ -66,7 +66,13 @@ class Membership:
                 await before_others(header)
             # From here on the new header may be on a disk: there is no way back.
             with trio.CancelScope(shield=True):
-                missed = await self._write_everywhere(header)
+                try:
+                    missed = await self._write_everywhere(header)
+                except NotEnoughDisksError:
+                    # A disk that was given up may have it all the same: it must not seem to know more
+                    # than we do when it is back, and no other header may be of this generation.
+                    self.header = msgspec.structs.replace(self.header, generation=header.generation)
+                    raise
                 self.header = header
             self._disks.changes.note()
             return missed
