@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
 from dwfs.errors import DamageError
 from dwfs.node.assembly import Pool
 from dwfs.node.check import CheckReport, check_pool
+from dwfs.node.checking.mending import mend
 from dwfs.node.checking.references import cover, covers
 from dwfs.node.closed_check import check_closed_pool
+from dwfs.stripe import DiskScrub, ScrubState
 from dwfs.types import BackReference, Extent, Geometry, InodeNumber, ShardKey, StripeId
 from dwfs.volume.store import KIND_SUMMARY
 from tests.unit.node.pools import Rig, no_progress, read_file, write_file
@@ -274,3 +278,27 @@ def test_covering() -> None:
     assert not covers(covered, number, Extent(50, 100, stripe, 1051))
     assert not covers(covered, InodeNumber(8), Extent(50, 100, stripe, 1050))
     assert not covers(covered, number, Extent(450, 100, stripe, 1450))
+
+
+async def test_whoever_waits_for_segments_to_be_mended_is_not_left_in_silence(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading all disks takes hours, and after ten minutes without a word a command gives up."""
+    told: list[object] = []
+
+    async def progress(event: Mapping[str, object]) -> None:
+        told.append(event["what"])
+
+    async def read_for_long(scrub: DiskScrub) -> ScrubState:
+        while told.count("segments") < 3:
+            await trio.sleep(0.01)
+        return scrub.state
+
+    monkeypatch.setattr("dwfs.node.checking.mending._TELL_SECONDS", 0.01)
+    monkeypatch.setattr("dwfs.stripe.DiskScrub.run", read_for_long)
+    report = CheckReport(pool="rig", read=True)
+    report.add("segment", "shortage", "a shard is rotten")
+    async with rig.open() as pool:
+        with trio.fail_after(10):
+            done = await mend(pool, report, {}, {}, progress)
+    assert "0 faults in segments were dealt with, 0 shards were repaired" in done
