@@ -15,6 +15,7 @@ from dwfs.errors import DamageError
 from dwfs.node.assembly import Pool
 from dwfs.node.check import CheckReport, check_pool
 from dwfs.node.checking.mending import mend
+from dwfs.node.checking.paths import printable
 from dwfs.node.checking.references import cover, covers
 from dwfs.node.closed_check import check_closed_pool
 from dwfs.stripe import DiskScrub, ScrubState
@@ -278,6 +279,21 @@ def test_covering() -> None:
     assert not covers(covered, number, Extent(50, 100, stripe, 1051))
     assert not covers(covered, InodeNumber(8), Extent(50, 100, stripe, 1050))
     assert not covers(covered, number, Extent(450, 100, stripe, 1450))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (b"plain name", "plain name"),
+        ("grün".encode(), "grün"),
+        (b"not \xff utf-8", "not \\xff utf-8"),
+        (b"two\nlines", "two\\x0alines"),
+        (b"\x1b[2J", "\\x1b[2J"),
+        ("\x9b2J".encode(), "\\x9b2J"),
+    ],
+)
+def test_names_of_files_are_harmless_on_a_terminal(name: bytes, text: str) -> None:
+    assert printable(name) == text
 
 
 async def test_whoever_waits_for_segments_to_be_mended_is_not_left_in_silence(
