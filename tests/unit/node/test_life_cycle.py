@@ -513,8 +513,7 @@ async def test_a_copy_made_while_the_disk_was_in_use_is_known_for_what_it_lacks(
 async def test_a_dead_disk_is_replaced_by_one_at_its_place(tmp_path: Path) -> None:
     """Two members have the same directory until the old one has left: also over a restart."""
     rig = await Rig(tmp_path, Geometry(2, 1), 3).create()
-    patient = OpenOptions(timing=TIMING)
-    async with rig.open(patient) as pool:
+    async with rig.open(OPTIONS) as pool:
         await write_file(pool, "f", BIG)
         await pool.volume.destage()
         old = disk_of(pool, rig.disks[0])
@@ -524,6 +523,9 @@ async def test_a_dead_disk_is_replaced_by_one_at_its_place(tmp_path: Path) -> No
     places = [configured.path for configured in rig.config.disks]
     assert places.count(rig.disks[0]) == 2
     async with rig.open(OPTIONS) as pool:
+        with pytest.raises(UsageError, match="several disks: give the whole id"):
+            pool.life_cycle.find(str(rig.disks[0]))
+        assert pool.life_cycle.find(old.hex()).id == old
         await until_gone(pool, old)
         assert await read_file(pool, "f") == BIG
         await until_clean(pool)
