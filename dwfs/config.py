@@ -144,6 +144,14 @@ class PoolConfig(msgspec.Struct, frozen=True):
         """The pool's id in the usual dashed form."""
         return format_uuid(self.pool)
 
+    @property
+    def places(self) -> list[Path]:
+        """The directories to look in, each once.
+
+        Two disks may be listed with the same one: a dead disk, and the disk that stands in its place.
+        """
+        return list(dict.fromkeys(disk.path for disk in self.disks))
+
 
 def is_pool_name(name: str) -> bool:
     """Whether `name` may name a pool: it becomes a file name and a mount source."""

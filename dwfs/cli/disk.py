@@ -16,7 +16,7 @@ from dwfs.errors import DwfsError, UsageError
 from dwfs.fuse.mountinfo import FILESYSTEM_TYPE, read_mounts
 from dwfs.node.status import DiskAnswer, DiskStatus
 
-_DISK_HELP = "the disk: its directory, or its id (or the beginning of it)"
+_DISK_HELP = "the disk: its directory, its label, or its id (or the beginning of it)"
 
 
 class _NotFinishedError(DwfsError):

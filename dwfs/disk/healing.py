@@ -3,7 +3,8 @@
 A segment's prefix is known, and its footer can be made again from the index, but for the names of
 records that are dead: those lines are left blank. That matters, because a segment without a prefix is
 passed over when the index is rebuilt, with all that it holds. The footer is written over one that is
-damaged already, so a crash in the middle makes nothing worse.
+damaged already, so a crash in the middle makes nothing worse; and where a blank line is filled in again
+such a crash costs the footer at most, without which a rebuild walks from record to record.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ from dwfs.disk.record import Location
 from dwfs.disk.segment import (
     BLANK_KEY,
     DEAD,
-    LIVE,
     FooterEntry,
     pack_footer,
     pack_prefix,
     record_count,
     segment_path,
 )
-from dwfs.disk.transfer import overwrite
+from dwfs.disk.transfer import enter_in_footer, overwrite
 from dwfs.disk.writing import ShardWriter
 
 
@@ -37,20 +37,12 @@ async def adopt_record(
 ) -> None:
     """Enter a whole record that lies in a closed segment into the index. Raises MediumError."""
     place = entry.location
-    account = ledger.account(place.segment)
     if place.segment not in ledger.numbers():
         return
-    if account.liveness_offset:
-        count = record_count(account.scanned, account.liveness_offset)
-        if count is None or place.ordinal >= count:
+    if ledger.account(place.segment).liveness_offset:
+        path = segment_path(directory, place.segment)
+        if not await access.run("adopt", enter_in_footer, access.medium, path, entry):
             return  # the footer has no line for it, so no rebuild would find it again
-        await access.run(
-            "adopt",
-            overwrite,
-            access.medium,
-            segment_path(directory, place.segment),
-            [(account.liveness_offset + place.ordinal, bytes([LIVE]))],
-        )
     # The segment may have been dropped, and the key been put, while the worker wrote.
     if place.segment in ledger.numbers() and ledger.index.get(entry.key) is None:
         ledger.enter(entry.key, place, ledger.account(place.segment).scanned)

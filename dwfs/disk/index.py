@@ -86,12 +86,7 @@ class DiskIndex:
 
     def keys(self, after: ShardKey | None, limit: int) -> list[ShardKey]:
         """Up to `limit` keys in (stripe, number) order, strictly after `after`."""
-        found: list[ShardKey] = []
-        for key, _ in self._items(after):
-            if len(found) == limit:
-                break
-            found.append(key)
-        return found
+        return [key for key, _ in self.page(after, limit)]
 
     def page(self, after: ShardKey | None, limit: int) -> list[tuple[ShardKey, Location]]:
         """Up to `limit` entries in order, strictly after `after`; fewer only at the end."""

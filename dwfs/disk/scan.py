@@ -29,6 +29,7 @@ from dwfs.codec import checksum
 from dwfs.disk.medium import Medium
 from dwfs.disk.record import ALIGNMENT, HEADER_SIZE, MAGIC, Record, align, parse_header
 from dwfs.disk.segment import (
+    BLANK_KEY,
     DEAD,
     LIVE,
     PREFIX_SIZE,
@@ -173,7 +174,8 @@ def _read(
 
 def _live_entries(medium: Medium, handle: int, footer: Footer) -> Iterator[FooterEntry]:
     for entry, state in zip(footer.entries, footer.liveness, strict=True):
-        if state == DEAD:
+        # A blank line can only be live where a crash came between the table and the mark.
+        if state == DEAD or entry.key == BLANK_KEY:
             continue
         if state != LIVE:
             place = entry.location

@@ -17,7 +17,14 @@ from dwfs.disk.access import Fence
 from dwfs.disk.medium import Medium
 from dwfs.disk.reclaim import erase
 from dwfs.disk.record import HEADER_SIZE, Location, pack_header, parse_header
-from dwfs.disk.segment import pack_prefix
+from dwfs.disk.segment import (
+    BLANK_KEY,
+    LIVE,
+    FooterEntry,
+    pack_footer,
+    pack_prefix,
+    read_footer,
+)
 from dwfs.types import DiskId, ShardKey
 
 
@@ -118,6 +125,37 @@ def overwrite(medium: Medium, path: Path, pieces: Sequence[tuple[int, bytes]]) -
         medium.close(handle)
 
 
+def enter_in_footer(medium: Medium, path: Path, entry: FooterEntry) -> bool:
+    """Have a closed segment's footer call the record live, and sync it. Raises OSError.
+
+    A line that was left blank is filled in. False if there is no line for the record. Without a whole
+    footer nothing is to be done: a rebuild of the index then walks the segment, and meets it.
+    """
+    number, ordinal = entry.location.segment, entry.location.ordinal
+    handle = medium.open(path, write=True)
+    try:
+        footer = read_footer(medium, handle, number)
+        if footer is None:
+            return True
+        if ordinal >= len(footer.entries):
+            return False
+        line = footer.entries[ordinal]
+        if line.key == BLANK_KEY:
+            entries = list(footer.entries)
+            entries[ordinal] = entry
+            # Without the liveness bytes: a delete may be marking another one just now.
+            table_size = footer.liveness_offset - footer.offset
+            table = pack_footer(number, footer.offset, entries, set())[:table_size]
+            medium.write(handle, footer.offset, [table])
+        elif line != entry:
+            return False
+        medium.write(handle, footer.liveness_offset + ordinal, [bytes([LIVE])])
+        medium.sync(handle)
+        return True
+    finally:
+        medium.close(handle)
+
+
 def sync_segments(
     medium: Medium,
     fence: Fence,
@@ -127,8 +165,8 @@ def sync_segments(
 ) -> SyncOutcome:
     """Write footers, fdatasync every segment, unlink, then sync the directory if given.
 
-    Raises nothing: the outcome tells, unless the store was retired and nobody hears it. An unlink that fails leaves an empty segment behind, which the
-    next recovery finds and unlinks.
+    Raises nothing: the outcome tells, unless the store was retired and nobody hears it. An unlink
+    that fails leaves an empty segment behind, which the next recovery finds and unlinks.
     """
     failed: dict[int, OSError] = {}
     for item in work:

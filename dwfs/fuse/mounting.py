@@ -153,23 +153,28 @@ def remount(directory: str, options: MountOptions) -> None:
 def unmount(directory: str, *, lazy: bool = False) -> None:
     """Detach a mount; `lazy`: even if it is in use. Blocks while the kernel writes back.
 
-    Raises PoolBusyError. Call it in a worker thread if this process answers the mount's requests.
+    Raises PoolBusyError if it is in use, DwfsError if it can't be detached for another reason. Call it
+    in a worker thread if this process answers the mount's requests.
     """
     if os.geteuid() != 0:
         program = shutil.which("fusermount3", path=_SEARCH_PATH) or "fusermount3"
         command = [program, "-u", *(["-z"] if lazy else []), "--", directory]
         result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # a fixed program, no shell
-        code = 0 if result.returncode == 0 else errno.EBUSY
+        if result.returncode == 0 or mount_at(directory) is None:  # None: somebody was faster
+            return
+        reason = result.stderr.strip() or f"{program} ended with code {result.returncode}"
     else:
         libc = ctypes.CDLL(None, use_errno=True)
         failed = libc.umount2(os.fsencode(directory), _MNT_DETACH if lazy else 0)
         code = ctypes.get_errno() if failed else 0
-    if code == errno.EBUSY:
+        if code in (0, errno.EINVAL):  # EINVAL: not a mount point, so somebody was faster
+            return
+        reason = os.strerror(code)
+    if os.strerror(errno.EBUSY) in reason:  # fusermount3 says the same words, in any locale
         raise PoolBusyError(
             f"{directory} is in use: close what uses it (fuser -vm {directory}) or unmount lazily"
         )
-    if code not in (0, errno.EINVAL):  # EINVAL: not a mount point, so somebody was faster
-        raise DwfsError(f"can't unmount {directory}: {os.strerror(code)}")
+    raise DwfsError(f"can't unmount {directory}: {reason}")
 
 
 def write_back(directory: str) -> None:

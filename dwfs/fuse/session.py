@@ -19,7 +19,7 @@ from typing import Final
 import pyfuse3
 import trio
 
-from dwfs.errors import DwfsError, PoolBusyError
+from dwfs.errors import DwfsError
 from dwfs.fuse import mounting
 from dwfs.fuse.handshake import Handshake
 from dwfs.fuse.mountinfo import mount_at
@@ -74,7 +74,7 @@ class FuseSession:
         try:
             await trio.to_thread.run_sync(unmount, self.mountpoint)
             return
-        except PoolBusyError:
+        except DwfsError:  # mostly because it is in use; whatever it was, nothing may be lost
             await trio.to_thread.run_sync(mounting.write_back, self.mountpoint)
         await trio.to_thread.run_sync(lambda: unmount(self.mountpoint, lazy=True))
         if self._serving:

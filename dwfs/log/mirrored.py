@@ -116,7 +116,7 @@ class MirroredLog:
             for stream, (cipher, sequence) in streams.items():
                 log.add_stream(stream, cipher, sequence)
             await log._lanes.watched(log._start)
-        except BaseException:
+        except BaseException:  # whatever it was, no thread of the log stays behind
             await log.close()
             raise
         return log

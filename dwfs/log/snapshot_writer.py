@@ -188,7 +188,7 @@ def write_snapshot(
     except GivenUpError:
         targets.close()  # another attempt may be using the names
         raise
-    except BaseException:
+    except BaseException:  # whatever it was, nothing half-written stays behind
         targets.discard()
         raise
     failures = dict(targets.failures)

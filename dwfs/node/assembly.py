@@ -217,7 +217,7 @@ async def assemble(
         if log is not None:
             await committer.commit()
             await foundation.platform.run_blocking(mark_recovered, foundation)
-    except BaseException:
+    except BaseException:  # whatever it was: there is no pool yet whose owner would close them
         if log is not None and snapshots is not None:
             await log.close()
             await snapshots.close()

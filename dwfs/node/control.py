@@ -188,7 +188,7 @@ def _listen(path: Path) -> socket.socket:
     try:
         listener.bind(f"/proc/self/fd/{directory}/{path.name}")
         listener.listen(CONTROL_CONNECTIONS_MAX)
-    except BaseException:
+    except BaseException:  # whatever it was: nobody else closes it
         listener.close()
         raise
     finally:

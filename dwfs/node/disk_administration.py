@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dwfs.errors import DwfsError, NotEnoughDisksError, UsageError
+from dwfs.errors import NotEnoughDisksError, UsageError
 from dwfs.node.arguments import flag, text
 from dwfs.node.assembly import Pool
 from dwfs.node.control import Arguments, Handler, Progress
@@ -14,10 +14,6 @@ from dwfs.node.pool_status import disk_status, disk_statuses
 from dwfs.node.services.jobs import follow
 from dwfs.node.services.pool_services import PoolServices
 from dwfs.node.status import DiskAnswer, JobStatus
-
-
-class JobFailedError(DwfsError):
-    """Work that somebody waited for has ended without success."""
 
 
 def services_of(pool: Pool) -> PoolServices:
@@ -125,7 +121,7 @@ class DiskAdministration:
         job = balance.start()
         if flag(arguments, "wait"):
             job = await follow(balance.follow(), progress)
-            return DiskAnswer(None, job.result or job.detail, job)
+            return DiskAnswer(None, job.result or job.detail, job, done=job.state == "finished")
         return DiskAnswer(None, "the pool is being balanced", job, done=False)
 
     async def stop_balance(self, arguments: Arguments, progress: Progress) -> object:
@@ -138,9 +134,11 @@ class DiskAdministration:
     ) -> DiskAnswer:
         if flag(arguments, "wait"):
             job = await follow(services_of(self._pool).removal.follow(disk), progress)
-            if job.state == "failed":
-                raise JobFailedError(f"{job.disk}: {job.result}")
-            return self._answer(disk, f"{job.disk}: {job.result}", job)
+            said = f"{job.disk}: {job.result}"
+            # Called off is not done: nobody may take the disk out for that.
+            return DiskAnswer(
+                disk_status(self._pool, disk), said, job, done=job.state == "finished"
+            )
         return DiskAnswer(
             disk_status(self._pool, disk),
             f"{disk.directory} is being {'emptied' if disk.readable else 'rebuilt on the others'}; it"

@@ -153,7 +153,7 @@ class Foundation:
                 self.volume_keys.values,
                 self.volume_keys.names,
             )
-        except BaseException:
+        except BaseException:  # whatever it was: nobody else closes it
             index.close()
             raise
         self.index, self.state_store = index, store
@@ -174,11 +174,11 @@ class Foundation:
         `trusted`: the state directory is believed as a whole; each disk's attendance is asked, too.
         """
 
-        async def open_one(disk: PoolDisk) -> None:
-            assert disk.executor is not None
+        # The executor is taken now: the disk may be taken down before its task begins.
+        async def open_one(disk: PoolDisk, executor: Executor) -> None:
             try:
                 disk.store = await self.open_store(
-                    disk.id, disk.directory, disk.executor, trusted=trusted, progress=progress
+                    disk.id, disk.directory, executor, trusted=trusted, progress=progress
                 )
             except (MediumError, OSError) as error:
                 self.disks.note(disk.id, DiskEvent.UNUSABLE, str(error))
@@ -189,7 +189,7 @@ class Foundation:
         async with trio.open_nursery() as nursery:
             for disk in self.disks.all():
                 if disk.executor is not None:
-                    nursery.start_soon(open_one, disk)
+                    nursery.start_soon(open_one, disk, disk.executor)
         await measure_space(self.disks, self.platform.medium)
 
     async def keep_deadlines(self) -> None:
@@ -389,7 +389,7 @@ class Foundation:
 async def _survey(config: PoolConfig, platform: Platform, timing: DiskTiming) -> PoolSurvey:
     """Look at all disks at once; one that doesn't answer in time is missing."""
     looks: dict[Path, Look] = {}
-    executors = {disk.path: platform.make_executor("survey", 1) for disk in config.disks}
+    executors = {path: platform.make_executor("survey", 1) for path in config.places}
 
     async def look(path: Path, executor: Executor) -> None:
         try:
@@ -413,7 +413,7 @@ async def _survey(config: PoolConfig, platform: Platform, timing: DiskTiming) ->
         watch.cancel_scope.cancel()
     for executor in executors.values():
         executor.abandon()
-    return judge(config, [looks[disk.path] for disk in config.disks], platform.medium)
+    return judge(config, [looks[path] for path in config.places], platform.medium)
 
 
 async def lay_foundation(
@@ -436,12 +436,12 @@ async def lay_foundation(
         make_private(state_directory)
         await platform.run_blocking(refresh_stale_headers, survey, keys, platform.medium)
         foundation = Foundation(survey, keys, directories, config, platform, timing)
-    except BaseException:
+    except BaseException:  # whatever it was: nobody else wipes the keys
         keys.wipe()
         raise
     try:
         await foundation.note_places()
-    except BaseException:
+    except BaseException:  # whatever it was: the caller gets no foundation, so it closes none
         with trio.CancelScope(shield=True):
             await foundation.close()
         raise

@@ -94,7 +94,7 @@ def unlock(survey: PoolSurvey, credential: Credential) -> RootKeys:
             for disk in survey.present:
                 assert disk.stored is not None
                 verify_header(disk.stored, key)
-    except BaseException:
+    except BaseException:  # whatever it was: nobody else wipes the keys
         keys.wipe()
         raise
     return keys

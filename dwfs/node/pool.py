@@ -62,23 +62,22 @@ async def open_pool(
         )
         try:
             async with _lasting_tasks() as stripe_tasks:
+                pool = await _assemble(foundation, config, options, stripe_tasks)
                 try:
-                    pool = await _assemble(foundation, config, options, stripe_tasks)
-                    try:
-                        async with trio.open_nursery() as nursery:
-                            _start_tasks(pool, directories, nursery)
-                            try:
-                                yield pool
-                            finally:
-                                if pool.snapshotter is not None:
-                                    pool.snapshotter.stop()
-                                nursery.cancel_scope.cancel()
-                    finally:
-                        with trio.CancelScope(shield=True):
-                            await _close(pool)
-                # Kept for after the nurseries, which would wrap it in a group; raised below.
-                except Exception as error:
-                    failure = error
+                    async with trio.open_nursery() as nursery:
+                        _start_tasks(pool, directories, nursery)
+                        try:
+                            yield pool
+                        finally:
+                            if pool.snapshotter is not None:
+                                pool.snapshotter.stop()
+                            nursery.cancel_scope.cancel()
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await _close(pool)
+        # Whatever failed, the lasting tasks included; raised below, without the nurseries' groups.
+        except Exception as error:
+            failure = error
         finally:
             with trio.CancelScope(shield=True):
                 await foundation.close()
@@ -92,7 +91,7 @@ async def _assemble(
     """As `assemble`; databases that turn out to be damaged are not believed by the next opening."""
     try:
         return await assemble(foundation, config, options, stripe_tasks)
-    except Exception as failure:
+    except Exception as failure:  # raised again, whatever it is; databases are only judged by it
         error = sole_cause(failure)
         directory = foundation.state_directory
         if not isinstance(error, lmdb.Error | StateError | StateDamagedError):
@@ -136,6 +135,7 @@ async def _lasting_tasks() -> AsyncIterator[trio.Nursery]:
                 async with trio.open_nursery() as tasks:
                     task_status.started(tasks)
                     await trio.sleep_forever()
+            # Whatever it was: it is told now, as closing may take long, and raised again.
             except Exception:
                 _log.exception("a task below the filesystem failed; the pool closes")
                 raise

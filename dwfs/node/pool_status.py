@@ -39,7 +39,7 @@ def report_status(pool: Pool, if_added_bytes: int | None = None) -> PoolStatus:
     disks = disk_statuses(pool)
     count = pool.redundancy
     health, left = assess(
-        parity,
+        header.geometry,
         [disk.state for disk in disks],
         count.short_by,
         counted=count.counted,

@@ -11,7 +11,8 @@ Between a disk's failure and the end of the next count of all stripes only the d
 the verdict is conservative: every disk that does not work in full counts as lost, although a
 failing or suspect one is still read, and although no stripe may use all of the lost ones. Once the
 stripes were counted against the disks as they are now, the worst stripe decides: a disk that is
-gone for good, but whose shards were all rebuilt elsewhere, takes nothing from what may still fail.
+gone for good, but whose shards were all rebuilt elsewhere, takes nothing from what may still fail,
+as long as the disks that are left are enough for stripes with all their shards.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
+
+from dwfs.types import Geometry
 
 Health = Literal["healthy", "degraded", "at-risk", "failed"]
 DiskState = Literal["online", "suspect", "offline", "missing", "failing", "removing"]
@@ -230,7 +233,7 @@ class PoolStatus(msgspec.Struct, frozen=True):
 
 
 def assess(
-    parity: int,
+    geometry: Geometry,
     states: Sequence[DiskState],
     stripes_short_by: int = 0,
     *,
@@ -240,14 +243,16 @@ def assess(
     """Health and redundancy left of a pool whose disks are in `states`.
 
     `stripes_short_by` is the largest number of sound shards that any stripe lacks. `counted` says
-    that it was found with the disks as they are now.
+    that it was found with the disks as they are now. What is still to be written bears no more
+    failures than leave as many disks as reading needs.
     """
+    parity = geometry.parity
     lost = sum(1 for state in states if state not in _WORKING)
     gone = sum(1 for state in states if state in _UNREADABLE)
     short_by = stripes_short_by if counted else max(lost, stripes_short_by)
     if unreadable_stripes or (gone > parity and not counted):
         return "failed", 0
-    left = max(0, parity - short_by)
+    left = max(0, min(parity - short_by, len(states) - lost - geometry.data))
     if lost == 0 and stripes_short_by == 0:
         return "healthy", parity
     return ("degraded" if left else "at-risk"), left

@@ -28,6 +28,19 @@ from dwfs.types import DiskId, ShardKey, StripeId
 DROP_PATIENCE_SECONDS: Final = 1.0
 
 
+async def delete_shards(
+    store: ShardStore, keys: Sequence[ShardKey], disks: DiskListing, space: SpaceAccount
+) -> None:
+    """Delete shards of one disk. If it fails they are orphans, which its next sweep finds."""
+    size = sum(shard_cost(store.length(key)) for key in keys if store.has(key))
+    try:
+        await store.delete(keys)
+    except MediumError as error:
+        disks.failed(error, store.disk)
+    else:
+        space.note_drop(store.disk, size)
+
+
 class ShardDisposal:
     """Deletes shards, and knows which stripes are moving. Belongs to the loop thread."""
 
@@ -68,7 +81,7 @@ class ShardDisposal:
 
         Returns when the disks have done so, or when those that have not are not worth waiting for.
         """
-        doomed: dict[DiskId, dict[ShardKey, int]] = {}  # → its bytes on the disk
+        doomed: dict[DiskId, list[ShardKey]] = {}
         for stripe, total in stripes:
             if stripe in self._moving:
                 self._moving[stripe] = total
@@ -78,16 +91,12 @@ class ShardDisposal:
         left = len(doomed)
         finished = trio.Event()
 
-        async def delete(store: ShardStore, found: dict[ShardKey, int]) -> None:
+        async def delete(store: ShardStore, found: list[ShardKey]) -> None:
             nonlocal left
             # A stripe may have been claimed since it was collected; then it dies after the move.
             keys = [key for key in found if not self._defer(key, stripes)]
             try:
-                await store.delete(keys)
-            except MediumError as error:
-                self._disks.failed(error, store.disk)
-            else:
-                self._space.note_drop(store.disk, sum(found[key] for key in keys))
+                await delete_shards(store, keys, self._disks, self._space)
             finally:
                 left -= 1
                 if not left:
@@ -103,14 +112,12 @@ class ShardDisposal:
             with trio.move_on_after(DROP_PATIENCE_SECONDS):
                 await finished.wait()
 
-    def _collect(
-        self, stripe: StripeId, total: int, doomed: dict[DiskId, dict[ShardKey, int]]
-    ) -> None:
+    def _collect(self, stripe: StripeId, total: int, doomed: dict[DiskId, list[ShardKey]]) -> None:
         for store in self._disks:
             for number in range(total):
                 key = ShardKey(stripe, number)
                 if store.has(key):
-                    doomed.setdefault(store.disk, {})[key] = shard_cost(store.length(key))
+                    doomed.setdefault(store.disk, []).append(key)
 
     def _defer(self, key: ShardKey, stripes: Sequence[tuple[StripeId, int]]) -> bool:
         if key.stripe not in self._moving:

@@ -21,13 +21,13 @@ from typing import Final
 
 import trio
 
-from dwfs.errors import MediumError, ShardDamagedError, ShardMissingError
+from dwfs.errors import DiskTimeoutError, MediumError, ShardDamagedError, ShardMissingError
 from dwfs.limits import CODING_INLINE_MAX, MIB, SEALED_SECTOR_SIZE
-from dwfs.ports import DiskListing, ErasureCoder, ShardFault
+from dwfs.ports import DiskListing, ErasureCoder, ShardFault, ShardStore
 from dwfs.stripe.hedge import Answer, HedgedReads, judge
 from dwfs.stripe.opened import Damage, DamageObserver, OpenedStripe, padded
 from dwfs.stripe.sealing import ThreadRunner
-from dwfs.stripe.shard_header import decode_header
+from dwfs.stripe.shard_header import header_fits
 from dwfs.types import DiskId, Geometry
 
 READ_PIECE: Final = 64 * SEALED_SECTOR_SIZE  # one disk request of a sequential read: 1 MiB
@@ -116,7 +116,7 @@ class ShardGatherer:
         except ShardDamagedError:
             self.report(opened, shard, ShardFault.ROTTEN)
         except MediumError as error:
-            self._disks.failed(error, disk)
+            self._note_failure(opened, shard, store, error)
         else:
             if len(raw) == length:
                 return raw
@@ -138,18 +138,22 @@ class ShardGatherer:
             self.report(opened, shard, ShardFault.ROTTEN)
             return None
         except MediumError as error:
-            self._disks.failed(error, disk)
+            self._note_failure(opened, shard, store, error)
             return None
-        known = decode_header(header)
-        if (
-            known is None
-            or known.salt != opened.seal.salt
-            or known.number != shard
-            or len(payload) != opened.layout.payload_length(shard)
-        ):
-            self.report(opened, shard, ShardFault.ROTTEN)
-            return None
-        return payload
+        right_length = len(payload) == opened.layout.payload_length(shard)
+        if right_length and header_fits(header, opened.seal, shard):
+            return payload
+        self.report(opened, shard, ShardFault.ROTTEN)
+        return None
+
+    def _note_failure(
+        self, opened: OpenedStripe, shard: int, store: ShardStore, error: MediumError
+    ) -> None:
+        self._disks.failed(error, store.disk)
+        # The rest of the disk may be fine. A bad sector is mended like any damage, or each further
+        # read of it would speak against the disk anew.
+        if not isinstance(error, DiskTimeoutError) and self._disks.get(store.disk) is store:
+            self.report(opened, shard, ShardFault.UNREADABLE)
 
     async def fetch_first(
         self,

@@ -37,6 +37,7 @@ import trio
 
 from dwfs.errors import DiskFullError, MediumError, PosixError
 from dwfs.ports import DiskListing, DiskRole, ErasureCoder, ShardStore, StripeCatalog
+from dwfs.stripe.disposal import delete_shards
 from dwfs.stripe.homes import HomeFinder, nobody
 from dwfs.stripe.moving import (
     Job,
@@ -52,7 +53,7 @@ from dwfs.stripe.rebuild import ShardSource
 from dwfs.stripe.redundancy import ShardState, StripeHealth, assess
 from dwfs.stripe.sealing import CipherFactory, ThreadRunner
 from dwfs.stripe.shard_header import encode_header
-from dwfs.stripe.space import SpaceAccount, shard_cost
+from dwfs.stripe.space import SpaceAccount
 from dwfs.stripe.verification import PutVerifier
 from dwfs.types import (
     DiskId,
@@ -212,7 +213,7 @@ class ShardMover:
             report.read_bytes += found.read_bytes
             report.bad[job.stripe] = job.suspected.union(found.bad)
             # What was found bad on the way is mended in the same go.
-            needy = sorted({*wanted, *found.bad}, key=lambda number: wanted_first(number, wanted))
+            needy = [*wanted, *sorted(found.bad.keys() - set(wanted))]
             if any(number not in found.payloads for number in needy):
                 self._note_unreadable(job, found.known)
             waiting = [number for number in needy if number in found.payloads]
@@ -274,7 +275,7 @@ class ShardMover:
                 await self._target.place(moves)
             except PosixError:
                 self._keep_applied(moving)
-            except BaseException:
+            except BaseException:  # cancelled, or a defect: the moves may stand all the same
                 self._keep_applied(moving)
                 raise
         stale = [
@@ -327,17 +328,13 @@ class ShardMover:
 
     async def _conclude(self, jobs: Sequence[Job]) -> None:
         """Steps 6 and 7, for durable moves. A stripe that is gone is deleted by whoever drops it."""
-        leftover: list[tuple[Job, ShardStore, int]] = []
+        doomed: dict[DiskId, list[ShardKey]] = {}
         for job in jobs:
             if job.puts:
                 self._stripes.forget(job.stripe)
             for put in job.puts:
-                source = self._disks.get(put.source) if put.source else None
-                if source is not None and not put.in_place and self._named(job, put):
-                    leftover.append((job, source, put.number))
-        doomed: dict[DiskId, list[ShardKey]] = {}
-        for job, source, number in leftover:
-            doomed.setdefault(source.disk, []).append(ShardKey(job.stripe, number))
+                if put.source and not put.in_place and self._named(job, put):
+                    doomed.setdefault(put.source, []).append(job.key(put))
         await in_parallel(self._delete_keys(disk, keys) for disk, keys in doomed.items())
 
     async def _delete(self, puts: Iterable[tuple[Job, Put]]) -> None:
@@ -349,15 +346,8 @@ class ShardMover:
 
     async def _delete_keys(self, disk: DiskId, keys: Sequence[ShardKey]) -> None:
         store = self._disks.get(disk)
-        if store is None:
-            return
-        size = sum(shard_cost(store.length(key)) for key in keys if store.has(key))
-        try:
-            await store.delete(keys)
-        except MediumError as error:
-            self._disks.failed(error, disk)  # orphans; the disk's next sweep finds them
-        else:
-            self._space.note_drop(disk, size)
+        if store is not None:
+            await delete_shards(store, keys, self._disks, self._space)
 
     async def _let_go(self, jobs: Sequence[Job]) -> None:
         """Whatever happened: no claim is left, but those that wait for a barrier."""
@@ -390,8 +380,3 @@ class ShardMover:
     def _has(self, disk: DiskId, key: ShardKey) -> bool:
         store = self._disks.get(disk)
         return store is not None and store.has(key)
-
-
-def wanted_first(number: int, wanted: Sequence[int]) -> tuple[bool, int]:
-    """Sorts the shards that were asked for before those found bad on the way."""
-    return (number not in wanted, wanted.index(number) if number in wanted else number)

@@ -18,7 +18,7 @@ class Damage(NamedTuple):
     stripe: StripeId
     shard: int
     disk: DiskId
-    fault: ShardFault  # MISSING or ROTTEN: a reader can't tell more
+    fault: ShardFault  # MISSING, UNREADABLE or ROTTEN: a reader can't tell more
 
 
 DamageObserver = Callable[[Damage], None]

@@ -36,30 +36,10 @@ from dwfs.ports import DiskListing, ErasureCoder, ShardFault
 from dwfs.stripe.layout import StripeLayout, layout_of
 from dwfs.stripe.opened import padded
 from dwfs.stripe.sealing import CipherFactory, StripeCipher, ThreadRunner
-from dwfs.stripe.shard_header import decode_header
+from dwfs.stripe.shard_header import header_fits
 from dwfs.types import Geometry, ShardKey, StripeId, StripeSeal
 
 StoredReader = Callable[[StripeId, int, int], Awaitable[bytes]]
-
-
-def header_fits(header: bytes, seal: StripeSeal, number: int) -> bool:
-    """Whether a shard's header says that it is shard `number` of this very sealing."""
-    known = decode_header(header)
-    return known is not None and (
-        known.salt,
-        known.number,
-        known.length,
-        known.geometry,
-        known.sector_size,
-        known.length if known.stored_length is None else known.stored_length,
-    ) == (
-        seal.salt,
-        number,
-        seal.length,
-        seal.geometry,
-        seal.sector_size,
-        seal.stored_length,
-    )
 
 
 class WholeShards:

@@ -245,7 +245,7 @@ class Repairer:
             for stripe in list(self._unreadable):
                 if self._catalog.seal_of(stripe) is None:
                     del self._unreadable[stripe]
-        except BaseException:
+        except BaseException:  # whatever it was, the catalog was not seen to its end
             self._walk_wanted = True
             raise
         finally:
@@ -356,6 +356,9 @@ class Repairer:
         self._unreadable.pop(stripe, None)
         again = stripe in self._queue  # another shard was reported meanwhile
         if outcome in (Outcome.NO_TARGET, Outcome.FAILED):
+            # What was found bad on the way, too: the disk's index may know the shard by now, from
+            # a put that was not read back as it was written, and would call it sound.
+            entry.bad |= report.bad.get(stripe, frozenset()) - handled
             self._queue.postpone(entry, self._clock.now())
         elif outcome is Outcome.UNREADABLE:
             bad = report.bad.get(stripe, frozenset()).union(entry.bad)

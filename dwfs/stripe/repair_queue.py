@@ -83,7 +83,8 @@ class RepairQueue:
     ) -> None:
         """Note that a stripe wants mending; what is known of it already is merged.
 
-        `lacking`: the last walk counted it among those that lack redundancy. A stripe that waits goes on waiting, unless it has become more urgent.
+        `lacking`: the last walk counted it among those that lack redundancy. A stripe that waits
+        goes on waiting, unless it has become more urgent.
         """
         known = self._find(stripe)
         entry = QueuedStripe(stripe, spare, bad, size_bytes, lacking)

@@ -36,8 +36,8 @@ from dwfs.stripe.layout import layout_of
 from dwfs.stripe.moving import Outcome
 from dwfs.stripe.opened import Damage
 from dwfs.stripe.pacing import Pacer, RateMeter
-from dwfs.stripe.rebuild import header_fits
 from dwfs.stripe.repair import Repairer
+from dwfs.stripe.shard_header import header_fits
 from dwfs.types import DiskId, DiskPosition, ShardKey, StripeId, StripeSeal
 
 SCRUB_PIECE_BYTES: Final = 8 * MIB  # read between two rests: some 50 ms of a disk's time

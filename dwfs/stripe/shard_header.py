@@ -69,3 +69,23 @@ def decode_header(header: bytes) -> ShardHeader | None:
         return None
     wanted = SHARD_FORMAT if decoded.stored_length is None else SHARD_FORMAT_COMPRESSED
     return decoded if decoded.format == wanted else None
+
+
+def header_fits(header: bytes, seal: StripeSeal, number: int) -> bool:
+    """Whether a shard's header says that it is shard `number` of this very sealing."""
+    known = decode_header(header)
+    return known is not None and (
+        known.salt,
+        known.number,
+        known.length,
+        known.geometry,
+        known.sector_size,
+        known.length if known.stored_length is None else known.stored_length,
+    ) == (
+        seal.salt,
+        number,
+        seal.length,
+        seal.geometry,
+        seal.sector_size,
+        seal.stored_length,
+    )

@@ -50,6 +50,7 @@ from dwfs.limits import (
 from dwfs.ports import DiskListing, ErasureCoder, ShardStore
 from dwfs.stripe.builder import StripeBuilder
 from dwfs.stripe.compressing import CompressingBuilder
+from dwfs.stripe.disposal import delete_shards
 from dwfs.stripe.flight import NO_DISK, Flight, FlightState
 from dwfs.stripe.layout import buffer_capacity
 from dwfs.stripe.placement import choose_disks
@@ -329,7 +330,8 @@ class StripeWriter:
                     key = ShardKey(flight.builder.stripe, shard)
                     doubtful[shards[shard]].append(key)
             for store, keys in doubtful.items():
-                self._nursery.start_soon(self._discard, store, keys)
+                # While the disk has them it can't promise anything.
+                self._nursery.start_soon(delete_shards, store, keys, self._disks, self._space)
             self._notify()
 
     async def _sync_disk(self, store: ShardStore, failed: set[ShardStore]) -> None:
@@ -343,16 +345,6 @@ class StripeWriter:
         except MediumError as error:
             failed.add(store)
             self._disks.failed(error, store.disk)
-
-    async def _discard(self, store: ShardStore, keys: Sequence[ShardKey]) -> None:
-        """Delete shards that a sync has lost: while the disk has them it can't promise anything."""
-        size = sum(shard_cost(store.length(key)) for key in keys if store.has(key))
-        try:
-            await store.delete(keys)
-        except MediumError as error:
-            self._disks.failed(error, store.disk)
-        else:
-            self._space.note_drop(store.disk, size)
 
     def _conclude(self, flight: Flight, lost: list[int]) -> list[int]:
         """After a sync that lost these shards; returns those of them that the stripe gives up."""

@@ -145,7 +145,7 @@ class References:
             _log.warning("%d orphans could not be purged and wait: %s", len(batch), error)
             self._purgeable.extend(batch)
             return False
-        except BaseException:
+        except BaseException:  # whatever it was, cancellation included: they are still to be purged
             self._purgeable.extend(batch)
             raise
         finally:

@@ -37,7 +37,7 @@ class LoopDisks:
             for number, size in enumerate(sizes_mib):
                 kind = kinds[number % len(kinds)]
                 self.add(size, kind if size >= XFS_SIZE_MIN_MIB else "ext4")
-        except BaseException:
+        except BaseException:  # whatever it was: nobody else unmounts them
             self.close()
             raise
 

@@ -20,7 +20,7 @@ LIBRARY = Path(sysconfig.get_path("stdlib"))
 
 
 def needs(program: str) -> pytest.MarkDecorator:
-    """Skip where a program is not installed; `./run test` installs them if it may."""
+    """Skip where a program is not installed; `./run test` installs all that are named, if it may."""
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 

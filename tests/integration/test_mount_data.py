@@ -206,13 +206,16 @@ def test_statfs_tells_the_truth_and_full_is_enospc(bare_pool: Pool) -> None:
 def test_remount_read_only_and_back(mounted: Pool) -> None:
     path = mounted.mountpoint
     (path / "f").write_text("before")
-    # -i: without the helper in /sbin, which a test doesn't install; then what the helper does.
+    # -i: without the helper in /sbin, which a test doesn't install; then what the helper does. Without
+    # it, util-linux 2.41 (Debian 13) must be told to call mount(2): the kernel's FUSE refuses all options
+    # that come by fsconfig(2), and mount(8) repeats those that are in force.
+    environment = {**mounted.environment, "LIBMOUNT_FORCE_MOUNT2": "always"}
     by_mount = ["mount", "-i", "-o"]
     by_dwfs = [sys.executable, "-m", "dwfs", "mount", mounted.name, str(path), "-o"]
     for command in (by_mount, by_dwfs):
         for option in ("remount,ro", "remount,rw"):
             words = [*command, option, *([str(path)] if command is by_mount else [])]
-            subprocess.run(words, check=True, env=mounted.environment)
+            subprocess.run(words, check=True, env=environment)
             if option.endswith("ro"):
                 with pytest.raises(OSError, match="Read-only"):
                     (path / "g").touch()

@@ -236,7 +236,7 @@ def test_acknowledged_records_survive(batch: int) -> None:
     for seed in range(FIRST_SEED + batch, FIRST_SEED + RUNS, 4):
         try:
             trio.run(run, seed, clock=MockClock(autojump_threshold=0))
-        except BaseException:
+        except BaseException:  # whatever it was, it can be had again
             print(f"replay with: DWFS_LOG_SEED={seed} DWFS_LOG_RUNS=1")
             raise
 

@@ -105,7 +105,7 @@ class SimulatedExecutor:
         """As `DiskExecutor.run`."""
         try:
             self._admit()
-        except BaseException:
+        except BaseException:  # whatever it was, the call is not going to be made
             if afterwards is not None:
                 afterwards()
             raise

@@ -9,6 +9,7 @@ its segments) is left to a rebuild of the state directory, for which the pool mu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
@@ -69,14 +70,23 @@ async def mend(
 
 async def _resolve_segments(pool: Pool, services: PoolServices, progress: Progress) -> list[str]:
     """Scrub the disks: that erases garbage, adopts what belongs, and has damage repaired."""
-    scrubs = [services.make_scrub(store.disk, None) for store in pool.foundation.disks]
+    stores = list(pool.foundation.disks)
+    scrubs = [services.make_scrub(store.disk, None) for store in stores]
+    total = sum(store.space().used_bytes for store in stores)
 
     async def run(scrub: DiskScrub) -> None:
         await scrub.run()
 
-    async with trio.open_nursery() as nursery:
-        for scrub in scrubs:
-            nursery.start_soon(run, scrub)
+    def look() -> Mapping[str, object]:
+        done = sum(scrub.state.size_bytes for scrub in scrubs)
+        return {"what": "segments", "done": done, "total": max(done, total)}
+
+    async with trio.open_nursery() as telling:
+        telling.start_soon(_tell, look, progress)
+        async with trio.open_nursery() as nursery:
+            for scrub in scrubs:
+                nursery.start_soon(run, scrub)
+        telling.cancel_scope.cancel()
     repaired = sum(scrub.state.repaired for scrub in scrubs)
     faults = sum(sum(scrub.state.faults.values()) for scrub in scrubs)
     return [f"{faults} faults in segments were dealt with, {repaired} shards were repaired"]
@@ -90,16 +100,21 @@ async def _mend_stripes(services: PoolServices, bad: BadShards, progress: Progre
             repairer.report(Damage(stripe, number, disk, fault))
     repairer.walk_soon()
 
-    async def tell() -> None:
-        while True:
-            job = repairer.progress()
-            await progress({"what": "repair", "done": job.bytes_done, "total": job.bytes_total})
-            await trio.sleep(_TELL_SECONDS)
+    def look() -> Mapping[str, object]:
+        job = repairer.progress()
+        return {"what": "repair", "done": job.bytes_done, "total": job.bytes_total}
 
     with trio.move_on_after(_QUIET_SECONDS):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(tell)
+            nursery.start_soon(_tell, look, progress)
             await repairer.quiet()
             nursery.cancel_scope.cancel()
     mended = repairer.mended_stripes - before
     return [f"{mended} stripes have their full redundancy again"] if mended else []
+
+
+async def _tell(look: Callable[[], Mapping[str, object]], progress: Progress) -> None:
+    """Say how far it is, for ever: a command that hears nothing takes the owner for stuck."""
+    while True:
+        await progress(look())
+        await trio.sleep(_TELL_SECONDS)

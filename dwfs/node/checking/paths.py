@@ -19,6 +19,8 @@ from dwfs.volume import DirectoryPage, SnapshotView, Volume
 _BATCH: Final = 256
 _PATH_DEPTH_MAX: Final = 4096
 _DIRECTORY_TYPE: Final = 4  # DT_DIR
+# Whoever may write files chooses their names, and an administrator's terminal would obey them.
+_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 
 
 class Tree(Protocol):
@@ -97,5 +99,5 @@ def view_of_epoch(volume: Volume, epoch: Epoch) -> tuple[SnapshotView, str]:
 
 
 def printable(name: bytes) -> str:
-    """A name of any bytes as text that can be printed, and put into JSON."""
-    return name.decode("utf-8", errors="backslashreplace")
+    """A name of any bytes as text on one line that does nothing to a terminal."""
+    return name.decode("utf-8", errors="backslashreplace").translate(_CONTROLS)

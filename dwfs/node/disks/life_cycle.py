@@ -96,7 +96,9 @@ class LifeCycle:
             if len(found) == 1:
                 return found[0]
             if found:
-                raise UsageError(f"{text!r} may mean several disks: give the path or the whole id")
+                raise UsageError(
+                    f"{text!r} may mean several disks: give the whole id (see 'dwfs disk list')"
+                )
         known = ", ".join(str(disk.directory) for disk in self._disks.all())
         raise UsageError(
             f"pool {self._foundation.header.name!r} has no disk {text!r} (it has {known})"
@@ -188,7 +190,7 @@ class LifeCycle:
                         prepare_newcomer, newcomer, mine, key, foundation.platform.medium
                     )
                 await foundation.write_config({identity: newcomer.directory})
-            except BaseException:
+            except BaseException:  # whatever it was: a directory that is no disk is left as it was
                 with trio.CancelScope(shield=True):
                     await self._erase(newcomer.directory, identity)
                 raise

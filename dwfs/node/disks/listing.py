@@ -58,7 +58,9 @@ _HARMLESS: Final = frozenset({
     DiskEvent.RETURNED, DiskEvent.CLEARED,
 })  # fmt: skip
 # After these, something that was written may not have arrived.
-_DOUBTFUL: Final = frozenset({DiskEvent.WRITE_ERROR, DiskEvent.TIMEOUT, DiskEvent.STALLED})
+_DOUBTFUL: Final = frozenset({
+    DiskEvent.WRITE_ERROR, DiskEvent.TIMEOUT, DiskEvent.STALLED, DiskEvent.READ_ONLY,
+})  # fmt: skip
 _READABLE: Final[frozenset[DiskState]] = frozenset({"online", "suspect", "failing", "removing"})
 
 

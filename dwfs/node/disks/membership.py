@@ -66,7 +66,13 @@ class Membership:
                 await before_others(header)
             # From here on the new header may be on a disk: there is no way back.
             with trio.CancelScope(shield=True):
-                missed = await self._write_everywhere(header)
+                try:
+                    missed = await self._write_everywhere(header)
+                except NotEnoughDisksError:
+                    # A disk that was given up may have it all the same: it must not seem to know more
+                    # than we do when it is back, and no other header may be of this generation.
+                    self.header = msgspec.structs.replace(self.header, generation=header.generation)
+                    raise
                 self.header = header
             self._disks.changes.note()
             return missed
@@ -123,10 +129,10 @@ class Membership:
         missed: list[str] = []
         written: list[DiskId] = []
 
-        async def write(disk: PoolDisk) -> None:
-            assert disk.executor is not None
+        # The executor is taken now: the disk may be taken down before its task begins.
+        async def write(disk: PoolDisk, executor: Executor) -> None:
             try:
-                await self.write_copy(PendingCopy(disk.id, disk.directory, disk.executor), header)
+                await self.write_copy(PendingCopy(disk.id, disk.directory, executor), header)
             except (OSError, DwfsError) as error:
                 _log.warning("can't write the header in %s: %s", disk.directory, error)
                 event = write_event(error) if isinstance(error, OSError) else DiskEvent.WRITE_ERROR
@@ -142,7 +148,7 @@ class Membership:
                 if disk.executor is None or disk.state in ("missing", "offline"):
                     missed.append(str(disk.directory))
                 else:
-                    nursery.start_soon(write, disk)
+                    nursery.start_soon(write, disk, disk.executor)
         if not written:
             raise NotEnoughDisksError("the change could be written to no disk; nothing was changed")
         return sorted(missed)

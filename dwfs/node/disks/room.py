@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import trio
 
-from dwfs.disk import Medium, MediumSpace, share_space
+from dwfs.disk import Executor, Medium, MediumSpace, share_space
 from dwfs.node.disks.listing import PoolDisk, PoolDisks
 from dwfs.node.disks.timing import DiskTiming
 
@@ -27,10 +27,10 @@ async def measure_space(disks: PoolDisks, medium: Medium) -> None:
     # The slowest disk answers last; what the others have put or deleted until then must still count.
     marks: dict[PoolDisk, int] = {}
 
-    async def measure(disk: PoolDisk) -> None:
-        assert disk.executor is not None
+    # The executor is taken now: the disk may be taken down before its task begins.
+    async def measure(disk: PoolDisk, executor: Executor) -> None:
         try:
-            found[disk] = await disk.executor.run(medium.space, disk.directory)
+            found[disk] = await executor.run(medium.space, disk.directory)
             if disk.store is not None:
                 marks[disk] = disk.store.space_mark()
         except OSError:
@@ -39,7 +39,7 @@ async def measure_space(disks: PoolDisks, medium: Medium) -> None:
     async with trio.open_nursery() as nursery:
         for disk in disks.all():
             if disk.store is not None and disk.executor is not None:
-                nursery.start_soon(measure, disk)
+                nursery.start_soon(measure, disk, disk.executor)
     for disk, space in share_space(found).items():
         if disk.store is not None:
             disk.store.update_space(space, marks.get(disk))

@@ -107,7 +107,7 @@ def survey_disks(config: PoolConfig, medium: Medium = POSIX_MEDIUM) -> PoolSurve
 
     Raises FormatError for what must not be touched, NotEnoughDisksError if no disk can be read.
     """
-    return judge(config, [look_at(disk.path, medium) for disk in config.disks], medium)
+    return judge(config, [look_at(path, medium) for path in config.places], medium)
 
 
 def judge(config: PoolConfig, looks: Sequence[Look], medium: Medium = POSIX_MEDIUM) -> PoolSurvey:
@@ -126,7 +126,7 @@ def judge(config: PoolConfig, looks: Sequence[Look], medium: Medium = POSIX_MEDI
     if not found:
         if damage is not None:
             raise damage
-        places = ", ".join(str(disk.path) for disk in config.disks)
+        places = ", ".join(map(str, config.places))
         raise NotEnoughDisksError(f"no disk of pool {config.name!r} is there: looked in {places}")
     result = survey_headers(found, config.pool)
     _refuse_confusion(config, result)
@@ -157,7 +157,7 @@ def survey_pool(config: PoolConfig, mountpoint: str | None) -> PoolStatus:
     header = survey.header
     space = free_space([disk.directory for disk in survey.present])
     disks = [_offline_status(disk, space.get(disk.directory)) for disk in survey.disks]
-    health, left = assess(header.geometry.parity, [disk.state for disk in disks])
+    health, left = assess(header.geometry, [disk.state for disk in disks])
     return PoolStatus(
         pool=config.name,
         uuid=config.uuid,
@@ -238,7 +238,7 @@ def _offline_status(disk: FoundDisk, space: FreeSpace | None) -> DiskStatus:
         id=format_uuid(disk.id),
         path=str(disk.directory),
         state=state,
-        size_bytes=None if space is None else space.size_bytes,
+        size_bytes=None if space is None or disk.stored is None else space.size_bytes,
         used_bytes=None,
         errors=0,
         reason=reason,

@@ -100,7 +100,8 @@ async def _look(foundation: Foundation, disk: PoolDisk, prober: Executor) -> Non
             foundation.disks.note(disk.id, write_event(error), reason)
         return
     foundation.disks.note(disk.id, *_VERDICTS[condition])
-    if not disk.readable:
+    # One that was taken offline meanwhile still belongs to who does that, and is let go in order.
+    if not disk.readable and disk.wish != "offline":
         foundation.take_down(disk)
 
 
@@ -173,6 +174,7 @@ async def _take_back(foundation: Foundation, disk: PoolDisk, stored: StoredHeade
     """
     membership = foundation.membership
     membership.verify(stored)
+    generation = membership.header.generation
     executor = foundation.make_disk_executor(disk.id)
     disk.executor = executor  # from here on its deadlines are kept
     try:
@@ -185,12 +187,12 @@ async def _take_back(foundation: Foundation, disk: PoolDisk, stored: StoredHeade
             executor,
             first_number=disk.first_segment,
         )
-    except BaseException:
+    except BaseException:  # whatever it was: nobody else lets go of the threads
         if disk.executor is executor:
             disk.executor = None
         executor.abandon()
         raise
-    # No await from here to the end: its state and its store change together.
+    # No await until it is opened: its state and its store change together.
     if disk.state != "missing" or foundation.disks.find(disk.id) is not disk:
         store.retire()
         disk.executor = None
@@ -207,4 +209,10 @@ async def _take_back(foundation: Foundation, disk: PoolDisk, stored: StoredHeade
     if condition is not DiskCondition.OK:
         foundation.disks.note(disk.id, *_VERDICTS[condition])
     foundation.disks.opened(disk)
+    if membership.header.generation != generation:
+        # Opening may take minutes, and a change that was made meanwhile passed it over.
+        try:
+            await membership.refresh(stored, executor)
+        except OSError as error:
+            foundation.disks.note(disk.id, write_event(error), f"pool header: {error}")
     await foundation.note_places()

@@ -279,6 +279,25 @@ async def test_strays_are_adopted_or_erased(tmp_path: Path) -> None:
         assert await whole_scrub(store) == ([], 6)
 
 
+async def test_a_stray_is_adopted_whose_line_in_the_table_is_blank(tmp_path: Path) -> None:
+    """The table was made again from an index that didn't know the shard either."""
+    places, kept = await resurrect(tmp_path, [2, 5])
+    async with running_store(tmp_path) as (store, harness):
+        overwrite(harness, 1, store._ledger.account(1).scanned + 50, b"\xa5\x5a\xa5")
+        overwrite(harness, 1, places[2].offset, kept[2])
+        findings, _ = await whole_scrub(store)
+        by_key = {finding.key: finding for finding in findings}
+        assert by_key.keys() == {SEGMENT_KEY, shard_key(2)}
+        await store.delete([shard_key(7)])
+        await store.adopt(by_key[shard_key(2)])
+        await store.sync()
+        assert await whole_scrub(store) == ([], 6)
+    async with running_store(tmp_path, trusted=False) as (store, _):
+        assert store.keys(None, 99) == [shard_key(number) for number in (0, 1, 2, 3, 4, 6)]
+        assert await store.read_verified(shard_key(2)) == (b"head", content(2))
+        assert await whole_scrub(store) == ([], 6)
+
+
 async def test_strays_in_a_segment_left_open(tmp_path: Path) -> None:
     async with running_store(tmp_path, crash=True) as (store, harness):
         await put(store, *range(8))

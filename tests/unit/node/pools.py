@@ -13,6 +13,7 @@ import trio
 from dwfs.config import Directories, PoolConfig, load_config
 from dwfs.node import marker
 from dwfs.node.assembly import OpenOptions, Pool
+from dwfs.node.check import check_pool
 from dwfs.node.creation import PoolPlan, create_pool
 from dwfs.node.credential import Credential
 from dwfs.node.disks.survey import read_newest_header
@@ -75,3 +76,15 @@ async def read_file(pool: Pool, name: str) -> bytes:
     inode = pool.filesystem.lookup(ROOT_INODE, name.encode())
     assert inode is not None, f"{name} is gone"
     return await pool.filesystem.read_inode(inode.number, 0, inode.size)
+
+
+async def until_clean(pool: Pool) -> None:
+    """Wait until repair and sweep have brought everything to what it should be."""
+    with trio.fail_after(30):
+        while not (report := await check_pool(pool, read=True, progress=no_progress)).clean:
+            assert not report.stripes_lost
+            await trio.sleep(0.1)
+
+
+async def no_progress(event: object) -> None:
+    """For who asks without looking at the progress."""

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
+import trio
 
 from dwfs.errors import DamageError
 from dwfs.node.assembly import Pool
 from dwfs.node.check import CheckReport, check_pool
+from dwfs.node.checking.mending import mend
+from dwfs.node.checking.paths import printable
 from dwfs.node.checking.references import cover, covers
 from dwfs.node.closed_check import check_closed_pool
+from dwfs.stripe import DiskScrub, ScrubState
 from dwfs.types import BackReference, Extent, Geometry, InodeNumber, ShardKey, StripeId
 from dwfs.volume.store import KIND_SUMMARY
-from tests.unit.node.pools import Rig, read_file, write_file
+from tests.unit.node.pools import Rig, no_progress, read_file, write_file
 
 BIG = os.urandom(9 << 20)
 
@@ -27,13 +32,9 @@ async def rig(tmp_path: Path) -> Rig:
     return await Rig(tmp_path, Geometry(2, 1), 4).create()
 
 
-async def _no_progress(event: object) -> None:
-    pass
-
-
 async def check(pool: Pool, *, read: bool = True, repair: bool = False) -> CheckReport:
     """Check an open pool."""
-    return await check_pool(pool, read=read, repair=repair, progress=_no_progress)
+    return await check_pool(pool, read=read, repair=repair, progress=no_progress)
 
 
 async def check_closed(rig: Rig, *, repair: bool) -> CheckReport:
@@ -44,7 +45,7 @@ async def check_closed(rig: Rig, *, repair: bool) -> CheckReport:
         rig.credential(),
         read=True,
         repair=repair,
-        progress=_no_progress,
+        progress=no_progress,
     )
 
 
@@ -278,3 +279,42 @@ def test_covering() -> None:
     assert not covers(covered, number, Extent(50, 100, stripe, 1051))
     assert not covers(covered, InodeNumber(8), Extent(50, 100, stripe, 1050))
     assert not covers(covered, number, Extent(450, 100, stripe, 1450))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (b"plain name", "plain name"),
+        ("grün".encode(), "grün"),
+        (b"not \xff utf-8", "not \\xff utf-8"),
+        (b"two\nlines", "two\\x0alines"),
+        (b"\x1b[2J", "\\x1b[2J"),
+        ("\x9b2J".encode(), "\\x9b2J"),
+    ],
+)
+def test_names_of_files_are_harmless_on_a_terminal(name: bytes, text: str) -> None:
+    assert printable(name) == text
+
+
+async def test_whoever_waits_for_segments_to_be_mended_is_not_left_in_silence(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading all disks takes hours, and after ten minutes without a word a command gives up."""
+    told: list[object] = []
+
+    async def progress(event: Mapping[str, object]) -> None:
+        told.append(event["what"])
+
+    async def read_for_long(scrub: DiskScrub) -> ScrubState:
+        while told.count("segments") < 3:
+            await trio.sleep(0.01)
+        return scrub.state
+
+    monkeypatch.setattr("dwfs.node.checking.mending._TELL_SECONDS", 0.01)
+    monkeypatch.setattr("dwfs.stripe.DiskScrub.run", read_for_long)
+    report = CheckReport(pool="rig", read=True)
+    report.add("segment", "shortage", "a shard is rotten")
+    async with rig.open() as pool:
+        with trio.fail_after(10):
+            done = await mend(pool, report, {}, {}, progress)
+    assert "0 faults in segments were dealt with, 0 shards were repaired" in done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,13 @@ class AnyStore:
         return 0.004, 0.010
 
 
-def listing(clock: HandClock, parity: int = 2) -> PoolDisks:
+def listing(
+    clock: HandClock, parity: int = 2, on_doubt: Callable[[DiskId], None] = lambda _disk: None
+) -> PoolDisks:
     disks = [make_disk(one, Path(f"/disk{one[0]}"), "active", clock, present=True) for one in IDS]
     for disk in disks:
         disk.store = AnyStore()  # type: ignore[assignment]  # as much of it as is asked for
-    return PoolDisks(disks, clock, parity, rebuild_after_seconds=900.0)
+    return PoolDisks(disks, clock, parity, 900.0, on_doubt)
 
 
 def state(disks: PoolDisks, disk: DiskId) -> str:
@@ -98,6 +101,20 @@ def test_what_counts_against_a_disk() -> None:
         "failing",
         "failing",
     ]
+
+
+@pytest.mark.expect_log("is suspect", "is failing")
+def test_what_makes_an_index_doubtful() -> None:
+    """A filesystem that gave up has dropped what its page cache had promised, like a failed sync."""
+    doubted: list[DiskId] = []
+    disks = listing(HandClock(), on_doubt=doubted.append)
+    disks.failed(MediumError(IDS[0], "read", "EIO"), IDS[0])
+    disks.failed(DiskFullError(IDS[0], "put", "ENOSPC"), IDS[0])
+    assert not doubted
+    disks.failed(MediumError(IDS[1], "sync", "EIO"), IDS[1])
+    disks.failed(OSError(errno.EROFS, "read-only"), IDS[2])
+    disks.note(IDS[3], DiskEvent.READ_ONLY, "its filesystem has become read-only")
+    assert doubted == [IDS[1], IDS[2], IDS[3]]
 
 
 @pytest.mark.expect_log("is suspect")

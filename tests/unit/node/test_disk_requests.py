@@ -165,6 +165,35 @@ async def test_a_removal_is_called_off(rig: Rig) -> None:
         assert services.removal.jobs() == []
 
 
+async def test_whoever_waits_for_a_removal_is_told_that_it_was_called_off(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may take the disk for empty."""
+    monkeypatch.setattr("dwfs.stripe.repair.Repairer.run", _for_ever)
+    answers: list[DiskAnswer] = []
+    async with rig.open() as pool:
+        await write_file(pool, "f", BIG)
+        await pool.volume.destage()
+
+        async def wait() -> None:
+            answers.append(
+                await disk_request(pool, "disk.remove", disk=str(rig.disks[1]), wait=True)
+            )
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                while pool.services is None or not pool.services.removal.jobs():
+                    await trio.sleep(0.01)
+                await request(pool, "disk.remove.cancel", disk=str(rig.disks[1]))
+    assert [answer.done for answer in answers] == [False]
+    assert "it stays in the pool" in answers[0].text
+
+
+async def _for_ever(self: object) -> None:
+    await trio.sleep_forever()
+
+
 @pytest.mark.expect_log("disk .* is missing", "log", "shares a filesystem", "is rebuilt elsewhere")
 async def test_a_lost_disk_is_replaced(rig: Rig, tmp_path: Path) -> None:
     fresh = tmp_path / "fresh"

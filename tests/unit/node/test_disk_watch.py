@@ -8,6 +8,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,12 +20,13 @@ from dwfs.node.assembly import OpenOptions, Pool
 from dwfs.node.check import check_pool
 from dwfs.node.disks.listing import PoolDisk
 from dwfs.node.disks.states import Rules
+from dwfs.node.disks.survey import survey_disks
 from dwfs.node.disks.timing import DiskTiming
 from dwfs.node.pool import open_pool
 from dwfs.ports import DiskRole
 from dwfs.types import Geometry
 from tests.unit.node.hanging_medium import HangingPlatform
-from tests.unit.node.pools import Rig, read_file, write_file
+from tests.unit.node.pools import Rig, no_progress, read_file, until_clean, write_file
 
 BIG = os.urandom(3 << 20)
 OTHER = os.urandom(2 << 20)
@@ -52,17 +54,6 @@ async def until(disk: PoolDisk, *states: str) -> None:
     with trio.fail_after(20):
         while disk.state not in states:
             await trio.sleep(0.01)
-
-
-async def until_clean(pool: Pool) -> None:
-    with trio.fail_after(30):
-        while not (report := await check_pool(pool, read=True, progress=_no_progress)).clean:
-            assert not report.stripes_lost
-            await trio.sleep(0.1)
-
-
-async def _no_progress(event: object) -> None:
-    pass
 
 
 @pytest.mark.expect_log(r"disk .*disk1 is (suspect|missing)", "given up|timed out|log|snapshot")
@@ -364,7 +355,7 @@ async def test_a_disk_that_stays_away_is_given_up_and_may_still_return(rig: Rig)
 
 async def until_clean_but_for_disks(pool: Pool) -> None:
     with trio.fail_after(20):
-        while (await check_pool(pool, read=True, progress=_no_progress)).stripes_short:
+        while (await check_pool(pool, read=True, progress=no_progress)).stripes_short:
             await trio.sleep(0.1)
 
 
@@ -389,3 +380,45 @@ async def test_a_state_directory_that_was_left_behind_is_not_believed(
     rig.directories = there
     async with rig.open(OPTIONS) as pool:
         assert await read_file(pool, "g") == OTHER
+
+
+@pytest.mark.expect_log("log|snapshot|No such file", "is missing")
+async def test_a_disk_that_moved_to_the_place_of_a_dead_one_opens_again_and_again(rig: Rig) -> None:
+    async with rig.open(OPTIONS) as pool:
+        await write_file(pool, "f", BIG)
+    dead, moved = rig.disks[0], rig.disks[1]
+    shutil.rmtree(dead)
+    moved.rename(dead)
+    for _ in range(2):
+        async with rig.open(OPTIONS) as pool:
+            assert sorted(disk.state for disk in pool.foundation.disks.all())[:1] == ["missing"]
+            assert await read_file(pool, "f") == BIG
+
+
+@pytest.mark.expect_log("log|snapshot|No such file", "is missing")
+async def test_a_disk_gets_the_change_that_was_made_while_it_was_taken_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking it back may take minutes, and until then no change of the header reaches it."""
+    away = rig.disks[1].with_name("away")
+    async with rig.open(OPTIONS) as pool:
+        disk = member(pool, rig.disks[1])
+        rig.disks[1].rename(away)
+        await until(disk, "missing")
+        open_store = pool.foundation.open_store
+
+        # Any: they are passed on as they are
+        async def change_meanwhile(*arguments: Any, **options: Any) -> SegmentStore:
+            await pool.foundation.membership.change_header(
+                lambda header: msgspec.structs.replace(header, name="renamed")
+            )
+            return await open_store(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pool.foundation, "open_store", change_meanwhile)
+            away.rename(rig.disks[1])
+            await until(disk, "online")
+        with trio.fail_after(10):
+            while read_header(rig.disks[1]).header.name != "renamed":
+                await trio.sleep(0.02)
+        assert not survey_disks(rig.config).stale

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import trio
 
-from dwfs.disk import FreeSpace, read_header, write_header
+from dwfs.disk import DiskCondition, FreeSpace, Medium, probe, read_header, write_header
 from dwfs.errors import FormatError, NoSpaceError, NotEnoughDisksError, UsageError
 from dwfs.limits import MIB
 from dwfs.node import keyslots
@@ -23,7 +23,7 @@ from dwfs.node.disks.survey import survey_disks
 from dwfs.node.disks.timing import DiskTiming
 from dwfs.node.services.move_target import VolumeMoveTarget
 from dwfs.types import DiskId, Geometry, ShardKey, ShardMove
-from tests.unit.node.pools import Rig, read_file, write_file
+from tests.unit.node.pools import Rig, no_progress, read_file, until_clean, write_file
 from tests.unit.node.test_pool import crashing
 
 BIG = os.urandom(3 << 20)
@@ -68,18 +68,6 @@ async def until_state(pool: Pool, disk: DiskId, state: str) -> None:
     with trio.fail_after(20):
         while (found := pool.foundation.disks.find(disk)) is None or found.state != state:
             await trio.sleep(0.02)
-
-
-async def until_clean(pool: Pool) -> None:
-    """Wait until repair and sweep have brought everything to what it should be."""
-    with trio.fail_after(30):
-        while not (report := await check_pool(pool, read=True, progress=_no_progress)).clean:
-            assert not report.stripes_lost
-            await trio.sleep(0.1)
-
-
-async def _no_progress(event: object) -> None:
-    pass
 
 
 @pytest.mark.expect_log(SHARED)
@@ -516,6 +504,58 @@ async def test_a_copy_made_while_the_disk_was_in_use_is_known_for_what_it_lacks(
     async with rig.open(OPTIONS) as pool:
         assert pool.services is not None
         await pool.services.repairer.quiet()
-        report = await check_pool(pool, read=True, progress=_no_progress)
+        report = await check_pool(pool, read=True, progress=no_progress)
         assert not report.shards_damaged
         assert await read_file(pool, "after") == OTHER
+
+
+@pytest.mark.expect_log(SHARED, "is missing", "log", "snapshot", "stays missing")
+async def test_a_dead_disk_is_replaced_by_one_at_its_place(tmp_path: Path) -> None:
+    """Two members have the same directory until the old one has left: also over a restart."""
+    rig = await Rig(tmp_path, Geometry(2, 1), 3).create()
+    async with rig.open(OPTIONS) as pool:
+        await write_file(pool, "f", BIG)
+        await pool.volume.destage()
+        old = disk_of(pool, rig.disks[0])
+        shutil.rmtree(rig.disks[0])
+        await until_state(pool, old, "missing")
+        await pool.life_cycle.replace(old, rig.disks[0])
+    places = [configured.path for configured in rig.config.disks]
+    assert places.count(rig.disks[0]) == 2
+    async with rig.open(OPTIONS) as pool:
+        with pytest.raises(UsageError, match="several disks: give the whole id"):
+            pool.life_cycle.find(str(rig.disks[0]))
+        assert pool.life_cycle.find(old.hex()).id == old
+        await until_gone(pool, old)
+        assert await read_file(pool, "f") == BIG
+        await until_clean(pool)
+
+
+async def test_a_probe_under_way_does_not_hinder_going_offline_in_order(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig.open(OPTIONS) as pool:
+        await write_file(pool, "f", BIG)
+        member = pool.life_cycle.find(str(rig.disks[2]))
+        store = member.store
+        begun, ended = trio.Event(), trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def slow_probe(directory: Path, disk: DiskId, medium: Medium) -> DiskCondition:
+            if disk == member.id:
+                trio.from_thread.run_sync(begun.set, trio_token=token)
+                trio.from_thread.run(ended.wait, trio_token=token)
+            return probe(directory, disk, medium)
+
+        async def destage() -> None:
+            ended.set()
+            await trio.sleep(0.3)  # the probe's answer is judged meanwhile
+            assert member.store is store, "it was taken down amid writing"
+
+        with monkeypatch.context() as patch:
+            patch.setattr("dwfs.node.disks.watch.probe", slow_probe)
+            await begun.wait()
+            patch.setattr(pool.volume, "destage", destage)
+            await pool.life_cycle.offline(member.id)
+        assert (member.state, member.store) == ("offline", None)
+        assert await read_file(pool, "f") == BIG

@@ -21,14 +21,10 @@ from dwfs.node.redundancy import Count, worst
 from dwfs.node.services.pool_services import PoolServices
 from dwfs.stripe import ShardState, StripeHealth
 from dwfs.types import DiskId, Geometry, ShardKey, StripeSeal
-from tests.unit.node.pools import Rig, read_file, write_file
+from tests.unit.node.pools import Rig, no_progress, read_file, write_file
 
 BIG = os.urandom(9 << 20)
 DAY_NS = 86_400 * 10**9
-
-
-async def _no_progress(event: object) -> None:
-    return None
 
 
 @pytest.fixture
@@ -252,7 +248,7 @@ async def test_a_scrub_names_the_files_that_are_beyond_repair(rig: Rig) -> None:
         assert "/precious" in status.damaged_files
         await services_of(pool).jobs.save()
         assert any("can't be repaired" in line for line in report_status(pool).advice)
-        report = await check_pool(pool, read=False, progress=_no_progress)
+        report = await check_pool(pool, read=False, progress=no_progress)
         assert report.stripes_lost > 0
         assert "/precious" in report.damaged_files
         await pool.redundancy.count()

@@ -32,7 +32,7 @@ from dwfs.node.pool import open_pool
 from dwfs.node.pool_status import report_status
 from dwfs.node.status import PoolStatus
 from dwfs.types import Geometry
-from tests.unit.node.pools import Rig, read_file, write_file
+from tests.unit.node.pools import Rig, no_progress, read_file, write_file
 
 BIG = os.urandom(3 << 20)
 
@@ -41,10 +41,6 @@ BIG = os.urandom(3 << 20)
 async def rig(tmp_path: Path) -> Rig:
     """2+1 on four disks."""
     return await Rig(tmp_path, Geometry(2, 1), 4).create()
-
-
-async def _no_progress(event: object) -> None:
-    pass
 
 
 class Crashed(BaseException):
@@ -74,7 +70,7 @@ async def test_what_was_written_is_there_after_reopening(rig: Rig) -> None:
     async with rig.open() as pool:
         assert await read_file(pool, "small") == b"hello"
         assert await read_file(pool, "big") == BIG
-        assert (await check_pool(pool, read=True, progress=_no_progress)).clean
+        assert (await check_pool(pool, read=True, progress=no_progress)).clean
 
 
 async def test_after_a_crash_what_was_synced_is_there(
@@ -89,7 +85,7 @@ async def test_after_a_crash_what_was_synced_is_there(
     async with rig.open() as pool:
         assert await read_file(pool, "small") == b"hello"
         assert await read_file(pool, "big") == BIG
-        assert (await check_pool(pool, read=True, progress=_no_progress)).clean
+        assert (await check_pool(pool, read=True, progress=no_progress)).clean
 
 
 @pytest.mark.parametrize("snapshot", [False, True])
@@ -107,7 +103,7 @@ async def test_after_a_power_cut_the_state_is_rebuilt_from_the_disks(
     async with rig.open() as pool:
         assert await read_file(pool, "old") == BIG
         assert await read_file(pool, "new") == b"hello"
-        assert (await check_pool(pool, read=True, progress=_no_progress)).clean
+        assert (await check_pool(pool, read=True, progress=no_progress)).clean
 
 
 async def test_losing_the_state_directory_loses_nothing(rig: Rig) -> None:
@@ -156,7 +152,7 @@ async def test_a_disk_that_vanishes_in_use(rig: Rig) -> None:
     async with rig.open() as pool:
         assert await read_file(pool, "before") == BIG
         assert await read_file(pool, "after") == BIG
-        report = await check_pool(pool, read=True, progress=_no_progress)
+        report = await check_pool(pool, read=True, progress=no_progress)
         assert not report.clean
         assert report.stripes_lost == 0
 
@@ -175,7 +171,7 @@ async def test_beyond_redundancy_a_clean_pool_still_serves_what_is_there(tmp_pat
         with pytest.raises(PosixError) as caught:
             await read_file(pool, "f")
         assert caught.value.errno == errno.EIO
-        report = await check_pool(pool, read=False, progress=_no_progress)
+        report = await check_pool(pool, read=False, progress=no_progress)
         assert report.damaged_files == ["/f"]
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dwfs.node.status import DiskState, DiskStatus, Health, assess, explain
+from dwfs.types import Geometry
+
+ONE_ONE, TWO_TWO, FOUR_TWO = Geometry(1, 1), Geometry(2, 2), Geometry(4, 2)
 
 STATES: dict[str, DiskState] = {
     "o": "online",
@@ -21,47 +24,56 @@ def _states(letters: str) -> list[DiskState]:
 
 
 @pytest.mark.parametrize(
-    ("parity", "states", "short", "health", "left"),
+    ("geometry", "states", "short", "health", "left"),
     [
-        (2, "oooooo", 0, "healthy", 2),
-        (2, "ooooom", 0, "degraded", 1),
-        (2, "ooooof", 0, "degraded", 1),
-        (2, "ooooos", 0, "degraded", 1),
-        (2, "oooooa", 0, "degraded", 1),
-        (2, "ooooor", 0, "healthy", 2),  # it is only to be emptied, and gives all that it has
-        (2, "oooomm", 0, "at-risk", 0),
-        (2, "oooomf", 0, "at-risk", 0),
-        (2, "oooama", 0, "failed", 0),
-        (2, "ooommm", 0, "failed", 0),
-        (2, "ooomff", 0, "at-risk", 0),  # failing disks are still read: nothing is lost yet
-        (2, "oooooo", 1, "degraded", 1),
-        (2, "oooooo", 2, "at-risk", 0),
-        (1, "oo", 0, "healthy", 1),
-        (1, "om", 0, "at-risk", 0),
-        (1, "mm", 0, "failed", 0),
+        (FOUR_TWO, "oooooo", 0, "healthy", 2),
+        (FOUR_TWO, "ooooom", 0, "degraded", 1),
+        (FOUR_TWO, "ooooof", 0, "degraded", 1),
+        (FOUR_TWO, "ooooos", 0, "degraded", 1),
+        (FOUR_TWO, "oooooa", 0, "degraded", 1),
+        (
+            FOUR_TWO,
+            "ooooor",
+            0,
+            "healthy",
+            2,
+        ),  # it is only to be emptied, and gives all that it has
+        (FOUR_TWO, "oooomm", 0, "at-risk", 0),
+        (FOUR_TWO, "oooomf", 0, "at-risk", 0),
+        (FOUR_TWO, "oooama", 0, "failed", 0),
+        (FOUR_TWO, "ooommm", 0, "failed", 0),
+        (FOUR_TWO, "ooomff", 0, "at-risk", 0),  # failing disks are still read: nothing is lost yet
+        (FOUR_TWO, "oooooo", 1, "degraded", 1),
+        (FOUR_TWO, "oooooo", 2, "at-risk", 0),
+        (ONE_ONE, "oo", 0, "healthy", 1),
+        (ONE_ONE, "om", 0, "at-risk", 0),
+        (ONE_ONE, "mm", 0, "failed", 0),
     ],
 )
 def test_assess_by_the_disks(
-    parity: int, states: str, short: int, health: Health, left: int
+    geometry: Geometry, states: str, short: int, health: Health, left: int
 ) -> None:
-    assert assess(parity, _states(states), short) == (health, left)
+    assert assess(geometry, _states(states), short) == (health, left)
 
 
 @pytest.mark.parametrize(
-    ("states", "short", "unreadable", "health", "left"),
+    ("geometry", "states", "short", "unreadable", "health", "left"),
     [
-        ("ooooom", 0, 0, "degraded", 2),  # its shards were rebuilt: two may fail again
-        ("ooommm", 1, 0, "degraded", 1),  # one after the other, and rebuilt in between
-        ("oooomm", 2, 0, "at-risk", 0),
-        ("oooooo", 0, 0, "healthy", 2),
-        ("oooooo", 3, 1, "failed", 0),
-        ("ooommm", 3, 7, "failed", 0),
+        (TWO_TWO, "ooooom", 0, 0, "degraded", 2),  # its shards were rebuilt: two may fail again
+        (TWO_TWO, "ooommm", 1, 0, "degraded", 1),  # one after the other, and rebuilt in between
+        (TWO_TWO, "oooomm", 2, 0, "at-risk", 0),
+        (TWO_TWO, "oooooo", 0, 0, "healthy", 2),
+        (TWO_TWO, "oooooo", 3, 1, "failed", 0),
+        (TWO_TWO, "ooommm", 3, 7, "failed", 0),
+        (FOUR_TWO, "ooooom", 0, 0, "degraded", 1),  # what is written now has one shard less
+        (FOUR_TWO, "oooomm", 0, 0, "at-risk", 0),  # nothing was in a stripe yet when both went
+        (FOUR_TWO, "oooomm", 1, 0, "at-risk", 0),
     ],
 )
 def test_assess_by_the_stripes(
-    states: str, short: int, unreadable: int, health: Health, left: int
+    geometry: Geometry, states: str, short: int, unreadable: int, health: Health, left: int
 ) -> None:
-    verdict = assess(2, _states(states), short, counted=True, unreadable_stripes=unreadable)
+    verdict = assess(geometry, _states(states), short, counted=True, unreadable_stripes=unreadable)
     assert verdict == (health, left)
 
 

@@ -18,22 +18,28 @@ async def _in_a_nursery(error: Exception) -> None:
         nursery.start_soon(fail)
 
 
+class Faulty:
+    """An activity that fails some times, in a nursery of its own, and then ends."""
+
+    def __init__(self, failures: int, error: Exception) -> None:
+        self.runs = 0
+        self._failures = failures
+        self._error = error
+
+    async def run(self) -> None:
+        self.runs += 1
+        if self.runs <= self._failures:
+            await _in_a_nursery(self._error)
+
+
 @pytest.mark.expect_log("scrub: disk .* trying again")
 async def test_a_foreseen_failure_is_one_also_inside_groups(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     supervisor = Supervisor()
-    runs = 0
-
-    async def activity() -> None:
-        nonlocal runs
-        runs += 1
-        if runs < 4:
-            await _in_a_nursery(MediumError(b"d" * 16, "scrub", "EIO"))
-
-    await supervisor.keep("scrub", activity)
-    assert runs == 4
-    assert supervisor.unforeseen_errors == 0
+    activity = Faulty(3, MediumError(b"d" * 16, "scrub", "EIO"))
+    await supervisor.keep("scrub", activity.run)
+    assert (activity.runs, supervisor.unforeseen_errors) == (4, 0)
 
 
 @pytest.mark.expect_log("unforeseen error in background activity 'scrub'")
@@ -41,13 +47,6 @@ async def test_a_defect_is_counted_and_the_activity_goes_on(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     supervisor = Supervisor()
-    runs = 0
-
-    async def activity() -> None:
-        nonlocal runs
-        runs += 1
-        if runs < 3:
-            await _in_a_nursery(KeyError("defect"))
-
-    await supervisor.keep("scrub", activity)
-    assert (runs, supervisor.unforeseen_errors) == (3, 2)
+    activity = Faulty(2, KeyError("defect"))
+    await supervisor.keep("scrub", activity.run)
+    assert (activity.runs, supervisor.unforeseen_errors) == (3, 2)

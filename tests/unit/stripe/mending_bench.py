@@ -11,7 +11,6 @@ from math import inf
 import msgspec
 import trio
 
-from dwfs.crypto import RootKeys, SecretBytes
 from dwfs.erasure import make_coder
 from dwfs.errors import PosixError
 from dwfs.limits import GIB
@@ -28,7 +27,7 @@ from dwfs.stripe import (
 )
 from dwfs.types import DiskId, Geometry, ShardKey, ShardMove, StripeId, StripeSeal
 from tests.contract.memory_shard_store import MemoryShardStore
-from tests.unit.stripe.stripe_bench import POOL, VOLUME, Catalog, SeededRandomness, TrioThreads
+from tests.unit.stripe.stripe_bench import POOL, VOLUME, Catalog, TrioThreads, stripe_store
 
 
 class RoleDisks:
@@ -210,38 +209,21 @@ async def mending(
     def report(damage: Damage) -> None:
         opened[0].found_damage(damage)
 
-    with RootKeys(SecretBytes.copy_of(b"k" * 32), POOL) as keys:
-        volume = keys.volume(VOLUME, 1)
-        async with trio.open_nursery() as nursery:
-            store = StripeStore(
-                pool=POOL,
-                volume=VOLUME,
-                geometry=Geometry(data, parity),
-                key_version=1,
-                disks=listing,
-                catalog=state,
-                coder_of=make_coder,
-                cipher_of=lambda stripe, salt, version: volume.stripe_cipher(stripe, salt),
-                randomness=SeededRandomness(seed),
-                threads=runner,
-                nursery=nursery,
-                on_damage=report,
-            )
-            mover = ShardMover(
-                pool=POOL,
-                volume=VOLUME,
-                disks=listing,
-                catalog=state,
-                stripes=store,
-                space=store.space,
-                target=state,
-                coder_of=make_coder,
-                cipher_of=lambda stripe, salt, version: volume.stripe_cipher(stripe, salt),
-                threads=runner,
-                successor_of=lambda disk: (
-                    successor[1] if successor and successor[0] == disk else None
-                ),
-            )
-            opened.append(Mending(store, listing, state, mover))
-            yield opened[0]
-            nursery.cancel_scope.cancel()
+    async with stripe_store(
+        Geometry(data, parity), listing, state, seed=seed, threads=runner, on_damage=report
+    ) as (store, cipher_of):
+        mover = ShardMover(
+            pool=POOL,
+            volume=VOLUME,
+            disks=listing,
+            catalog=state,
+            stripes=store,
+            space=store.space,
+            target=state,
+            coder_of=make_coder,
+            cipher_of=cipher_of,
+            threads=runner,
+            successor_of=lambda disk: successor[1] if successor and successor[0] == disk else None,
+        )
+        opened.append(Mending(store, listing, state, mover))
+        yield opened[0]

@@ -21,10 +21,11 @@ from dwfs.errors import (
     ShardMissingError,
 )
 from dwfs.limits import GIB
-from dwfs.ports import DiskRole, ScrubFinding, ScrubPiece, ShardStore
+from dwfs.ports import DiskListing, DiskRole, ScrubFinding, ScrubPiece, ShardStore
 from dwfs.stripe import (
     CipherFactory,
     Damage,
+    DamageObserver,
     ReclaimSignal,
     StripeCipher,
     StripeStore,
@@ -282,6 +283,44 @@ class Bench:
 
 
 @asynccontextmanager
+async def stripe_store(
+    geometry: Geometry,
+    disks: DiskListing,
+    catalog: Catalog,
+    *,
+    seed: int,
+    threads: ThreadRunner,
+    on_damage: DamageObserver,
+    reclaim: ReclaimSignal | None = None,
+) -> AsyncIterator[tuple[StripeStore, CipherFactory]]:
+    """A store with real ciphers and a real coder, and where it has its ciphers from."""
+    with RootKeys(SecretBytes.copy_of(b"k" * 32), POOL) as keys:
+        volume = keys.volume(VOLUME, 1)
+
+        def cipher_of(stripe: StripeId, salt: bytes, _version: int) -> StripeCipher:
+            return volume.stripe_cipher(stripe, salt)
+
+        async with trio.open_nursery() as nursery:
+            store = StripeStore(
+                pool=POOL,
+                volume=VOLUME,
+                geometry=geometry,
+                key_version=1,
+                disks=disks,
+                catalog=catalog,
+                coder_of=make_coder,
+                cipher_of=cipher_of,
+                randomness=SeededRandomness(seed),
+                threads=threads,
+                nursery=nursery,
+                on_damage=on_damage,
+                reclaim=reclaim,
+            )
+            yield store, cipher_of
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
 async def bench(
     data: int = 4,
     parity: int = 2,
@@ -296,29 +335,15 @@ async def bench(
     listing = Disks(disks) if isinstance(disks, int) else disks
     catalog = catalog or Catalog()
     found: list[Damage] = []
-    with RootKeys(SecretBytes.copy_of(b"k" * 32), POOL) as keys:
-        volume = keys.volume(VOLUME, 1)
-
-        def cipher_of(stripe: StripeId, salt: bytes, version: int) -> StripeCipher:
-            return volume.stripe_cipher(stripe, salt)
-
-        async with trio.open_nursery() as nursery:
-            store = StripeStore(
-                pool=POOL,
-                volume=VOLUME,
-                geometry=Geometry(data, parity),
-                key_version=1,
-                disks=listing,
-                catalog=catalog,
-                coder_of=make_coder,
-                cipher_of=cipher_of,
-                randomness=SeededRandomness(seed),
-                threads=threads or TrioThreads(),
-                nursery=nursery,
-                on_damage=found.append,
-                reclaim=reclaim,
-            )
-            made = Bench(store, listing, catalog, cipher_of)
-            made.damage = found
-            yield made
-            nursery.cancel_scope.cancel()
+    async with stripe_store(
+        Geometry(data, parity),
+        listing,
+        catalog,
+        seed=seed,
+        threads=threads or TrioThreads(),
+        on_damage=found.append,
+        reclaim=reclaim,
+    ) as (store, cipher_of):
+        made = Bench(store, listing, catalog, cipher_of)
+        made.damage = found
+        yield made

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from errno import EIO
 from functools import partial
 
@@ -32,6 +34,20 @@ def home(b: Bench, seal: StripeSeal, shard: int) -> FaultyDisk:
     disk = b.disks.get(seal.placement[shard])
     assert disk is not None
     return disk
+
+
+@asynccontextmanager
+async def hanging(disk: FaultyDisk, seconds: float) -> AsyncIterator[None]:
+    """The disk answers nothing for so long."""
+    disk.hung = answers = trio.Event()
+
+    async def answer_after_a_while() -> None:
+        await trio.sleep(seconds)
+        answers.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer_after_a_while)
+        yield
 
 
 async def test_hung_disk_does_not_hold_up_a_read(autojump_clock: MockClock) -> None:
@@ -74,16 +90,7 @@ async def test_late_disk_still_wins_when_the_others_cannot(autojump_clock: MockC
         seal = await stored(b)
         for shard in (1, 2, 4):
             home(b, seal, shard).dead = True
-        late = home(b, seal, 0)
-        late.hung = trio.Event()
-        async with trio.open_nursery() as nursery:
-
-            async def answer_after_a_while() -> None:
-                await trio.sleep(5)
-                assert late.hung is not None
-                late.hung.set()
-
-            nursery.start_soon(answer_after_a_while)
+        async with hanging(home(b, seal, 0), 5):
             assert await b.store.read(seal.stripe, 0, 4096) == DATA[:4096]
 
 
@@ -91,16 +98,7 @@ async def test_late_disk_still_wins_when_the_others_lie(autojump_clock: MockCloc
     async with bench(4, 1, 5, threads=InlineThreads()) as b:
         seal = await stored(b)
         home(b, seal, 3).damage(ShardKey(seal.stripe, 3), 100)
-        late = home(b, seal, 0)
-        late.hung = trio.Event()
-        async with trio.open_nursery() as nursery:
-
-            async def answer_after_a_while() -> None:
-                await trio.sleep(2)
-                assert late.hung is not None
-                late.hung.set()
-
-            nursery.start_soon(answer_after_a_while)
+        async with hanging(home(b, seal, 0), 2):
             assert await b.store.read(seal.stripe, 0, 4096) == DATA[:4096]
 
 

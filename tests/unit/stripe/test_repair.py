@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from dwfs.errors import MediumError
 from dwfs.ports import DiskRole, ShardFault
 from dwfs.stripe import Damage, Outcome, Pacer, RateMeter, Repairer
 from dwfs.stripe.repair_queue import RETRY_SECONDS_MAX, RepairQueue
@@ -202,6 +203,62 @@ async def test_report_is_mended_and_answered() -> None:
             damage._replace(stripe=stripe(5)), lambda _, outcome: answers.append(outcome)
         )
         assert answers == [Outcome.WHOLE, Outcome.WHOLE, Outcome.GONE]
+
+
+@pytest.mark.parametrize("told", [False, True])
+async def test_a_rewritten_shard_that_proved_bad_is_written_again(
+    autojump_clock: MockClock, told: bool
+) -> None:
+    """Its disk's index knows it by then, so nothing but the repairer's memory tells of it."""
+    async with repairing(6) as m:
+        seal = await m.write(SIZE)
+        await settled(m)
+        key = ShardKey(seal.stripe, 3)
+        home = m.home(seal.stripe, 3)
+        home.lose(key)
+        spoiled = 0
+
+        def spoil(operation: str, read: ShardKey | None) -> None:
+            nonlocal spoiled
+            if operation == "read_back" and read == key and not spoiled:
+                spoiled += 1
+                home.corrupt(key, 99)
+
+        home.before = spoil
+        if told:
+            m.repairer.report(Damage(seal.stripe, 3, home.disk, ShardFault.MISSING))
+        else:
+            m.repairer.walk_soon()
+        await trio.sleep(30)
+        assert spoiled
+        await m.check_whole(seal.stripe)
+        assert m.repairer.bad_shards() == {}
+
+
+async def test_a_bad_sector_that_a_reader_meets_is_mended() -> None:
+    """Or each further read of it would be another error of a disk that is otherwise sound."""
+    async with repairing(6) as m:
+        seal = await m.write(SIZE)
+        await settled(m)
+        key = ShardKey(seal.stripe, 0)
+        home = m.home(seal.stripe, 0)
+        bad = True
+
+        def fail(operation: str, asked: ShardKey | None) -> None:
+            nonlocal bad
+            if asked == key and operation == "put":
+                bad = False  # it lies elsewhere from now on
+            elif asked == key and bad:
+                raise MediumError(home.disk, operation, "EIO: Input/output error")
+
+        home.cached = False
+        home.before = fail
+        await m.check_content(seal.stripe)
+        await settled(m)
+        assert [damage.fault for damage in m.damage] == [ShardFault.UNREADABLE]
+        errors = len(m.disks.failures)
+        await m.check_whole(seal.stripe)
+        assert len(m.disks.failures) == errors
 
 
 async def test_without_room_it_waits_until_a_disk_comes() -> None:
