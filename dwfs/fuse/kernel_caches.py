@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 
 import pyfuse3
-import trio
 from pyfuse3 import InodeT
 
 from dwfs.types import InodeNumber
@@ -18,15 +17,6 @@ class MountedKernel:
         """Have the attributes asked for again. Never waits: cached data is left alone."""
         with contextlib.suppress(OSError):  # ENOENT: the kernel does not know the inode
             pyfuse3.invalidate_inode(InodeT(number), attr_only=True)
-
-    async def rewritten(self, number: InodeNumber) -> None:
-        """Have attributes and data asked for again. In a thread: it waits for reads that we answer."""
-
-        def invalidate() -> None:
-            with contextlib.suppress(OSError):  # as above
-                pyfuse3.invalidate_inode(InodeT(number))
-
-        await trio.to_thread.run_sync(invalidate)
 
     def made(self, parent: InodeNumber, name: bytes) -> None:
         """Have it forgotten that there is no such name, soon: as `removed`."""

@@ -75,7 +75,8 @@ class FuseSession:
             await trio.to_thread.run_sync(unmount, self.mountpoint)
             return
         except DwfsError:  # mostly because it is in use; whatever it was, nothing may be lost
-            await trio.to_thread.run_sync(mounting.write_back, self.mountpoint)
+            with contextlib.suppress(OSError):  # of that the writers hear
+                await trio.to_thread.run_sync(mounting.write_back, self.mountpoint)
         await trio.to_thread.run_sync(lambda: unmount(self.mountpoint, lazy=True))
         if self._serving:
             pyfuse3.terminate()

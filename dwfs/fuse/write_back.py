@@ -10,21 +10,19 @@ because it doesn't trust the server to answer). These requests go through one qu
 syncfs was called on is closed, and when *that* request comes in, all writes queued before have come in;
 those of them that are still being carried out are then waited for.
 
-Our directory is told from others by the thread that opens it: a request carries its caller's id. That
-is a worker thread, because it is we who answer its requests; one that doesn't come back in time is
-left to itself.
+Our directory is told from others by the process that opens it: a request carries its caller's id. That
+is a child of ours, for which a worker thread waits; one that doesn't come back in time is left to
+itself.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import threading
 from typing import Final
 
 import trio
 from pyfuse3 import RequestContext
 
+from dwfs.fuse import mounting
 from dwfs.fuse.operations import DwfsOperations
 
 _ARRIVAL_SECONDS: Final = 10.0  # it waits behind the writes; disks that hang take longer
@@ -35,12 +33,11 @@ class WriteBack:
 
     def __init__(self, mountpoint: str) -> None:
         self._mountpoint = mountpoint
-        self._libc = ctypes.CDLL(None, use_errno=True)
         self._turn = trio.Lock()
         self._begun = 0
         self._under_way: dict[int, None] = {}  # numbers of the writes being carried out, rising
         self._ended = trio.lowlevel.ParkingLot()
-        self._caller = 0  # the thread that opens our directory
+        self._caller = 0  # the process that opens our directory
         self._handle: int | None = None  # our directory's
         self._arrived = trio.Event()  # the request that closes it
 
@@ -88,7 +85,7 @@ class WriteBack:
             self._handle, self._arrived = None, trio.Event()
             try:
                 await trio.to_thread.run_sync(self._send, abandon_on_cancel=True)
-                # Never set in another pid namespace, where our thread has another number.
+                # Never set in another pid namespace, where our child has another number.
                 with trio.move_on_after(_ARRIVAL_SECONDS):
                     await self._arrived.wait()
             finally:
@@ -99,12 +96,8 @@ class WriteBack:
             return self._arrived.is_set()
 
     def _send(self) -> None:
-        """In a worker thread."""
-        self._caller = threading.get_native_id()
-        descriptor = os.open(self._mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if self._libc.syncfs(descriptor) != 0:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code), self._mountpoint)
-        finally:
-            os.close(descriptor)
+        """In a worker thread, which waits for a child only (see `mounting.write_back`)."""
+        mounting.write_back(self._mountpoint, self._expect)
+
+    def _expect(self, caller: int) -> None:
+        self._caller = caller

@@ -39,7 +39,7 @@ class CloneAdministration:
             raise UsageError("a clone needs 'source', 'directory' and the 'name' of a new file")
 
         async def report(done: int, total: int) -> None:
-            await progress({"what": "cloning", "done": done, "total": total, "unit": "B"})
+            await progress({"what": "cloning", "done": done, "total": total, "unit": "bytes"})
 
         try:
             made = await self._pool.filesystem.clone(

@@ -66,7 +66,10 @@ class SnapshotAdministration:
     async def destroy(self, arguments: Arguments, progress: Progress) -> object:
         """Destroy the snapshots called `names`: all of them, or none."""
         names = list(dict.fromkeys(texts(arguments, "names")))
-        statuses = [self._status(self._find(name)) for name in names]
+        statuses = []
+        for name in names:
+            statuses.append(self._status(self._find(name)))
+            await trio.lowlevel.checkpoint()
         await services_of(self._pool).snapshots.destroy(names)
         what = ", ".join(f"{self._pool.name}@{name}" for name in names)
         return SnapshotAnswer(f"destroyed {what}; its space comes back by and by", statuses)

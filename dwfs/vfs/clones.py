@@ -3,6 +3,8 @@
 The kernel is the authority on size and times of regular files while it caches them, and does not learn
 of what happens here. So whoever wants a clone makes the target as any file, gives it its size, and has
 the kernel hand over what it still holds of the source (fsync does). Only then are the bytes shared.
+Afterwards he has the kernel drop what somebody may have read of the target before (posix_fadvise): from
+here that could wait for reads that only we can answer.
 
 The target is named by directory and name, which the caller has just chosen at random. That is proof
 that he speaks of this volume: of another one that is mounted elsewhere the numbers would fit as well.
@@ -65,8 +67,8 @@ class Clones:
         finally:
             self._references.closed(source)
             self._references.closed(target)
-        if self._trash.kernel is not None:
-            await self._trash.kernel.rewritten(target)
+            if self._trash.kernel is not None:
+                self._trash.kernel.changed(target)  # it says how many blocks there are
         return self._volume.inode(target)
 
     async def _share(self, source: InodeNumber, target: InodeNumber, report: Report) -> None:

@@ -58,9 +58,6 @@ class KernelCaches(Protocol):
     def changed(self, number: InodeNumber) -> None:
         """The inode's attributes are not what they were."""
 
-    async def rewritten(self, number: InodeNumber) -> None:
-        """The inode's content is not what it was either. Returns when nobody reads the old one."""
-
     def made(self, parent: InodeNumber, name: bytes) -> None:
         """The name is there now."""
 

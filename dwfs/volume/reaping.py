@@ -62,6 +62,7 @@ def _settle(state: VolumeState, limit: int) -> int:
         limit -= len(records)
         if limit:
             meta.sweeping.append(meta.reaping.pop(0))
+            limit -= 1  # looking takes time, too: there may be thousands of them
     return limit
 
 
@@ -82,6 +83,7 @@ def _sweep(state: VolumeState, limit: int) -> None:
         limit -= len(notes)
         if limit:
             meta.sweeping.pop(0)
+            limit -= 1
 
 
 def _remove(state: VolumeState, logical: bytes, born: Epoch, destroyed: list[Epoch]) -> None:

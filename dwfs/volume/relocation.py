@@ -161,21 +161,25 @@ def _rewrite(state: VolumeState, node: _Node, place: tuple[InodeNumber, int]) ->
                 cached[:] = node.extents
 
 
-def _versions_of(state: VolumeState, number: InodeNumber, index: int) -> list[_Node]:
-    """All versions of a node that somebody sees, newest first; the extents are the caller's."""
+def _versions_of(state: VolumeState, number: InodeNumber, index: int) -> Iterator[_Node]:
+    """All versions of a node that somebody sees, newest first; the extents are the caller's.
+
+    One after the other: decoded they may take a hundred megabytes. Each may be changed when it is there.
+    """
     state.nodes.write_back((number, index))
-    nodes = [
-        _Node(seen_by, version.key, state.nodes.decode(version.key, version.sealed), None)
-        for seen_by, version in _seen(state, state.node_key(number, index))
-    ]
+    found = [(*one, False) for one in _seen(state, state.node_key(number, index))]
     if index == 0:
         state.inodes.write_back(number)
-        for seen_by, version in _seen(state, inode_key(number)):
-            inode = state.inodes.decode(version.key, version.sealed)
-            if inode.inline:
-                nodes.append(_Node(seen_by, version.key, inode.inline, inode))
-        nodes.sort(key=lambda node: node.seen_by, reverse=True)
-    return nodes
+        found += [(*one, True) for one in _seen(state, inode_key(number))]
+        found.sort(key=lambda one: one[0], reverse=True)
+    for seen_by, version, rides in found:
+        if not rides:
+            extents = state.nodes.decode(version.key, version.sealed)
+            yield _Node(seen_by, version.key, extents, None)
+            continue
+        inode = state.inodes.decode(version.key, version.sealed)
+        if inode.inline:
+            yield _Node(seen_by, version.key, inode.inline, inode)
 
 
 def _seen(state: VolumeState, logical: bytes) -> Iterator[tuple[Epoch, Version]]:

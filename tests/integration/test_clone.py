@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
+import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.integration.pools import Pool
+from tests.integration.pools import Pool, digest
 
 MIB = 1 << 20
 
@@ -59,7 +64,7 @@ def test_a_clone_is_the_same_and_then_its_own(mounted: Pool, seed: int) -> None:
 
 def refused(pool: Pool, *words: str | Path) -> str:
     """One line that says why; a failure that leaves nothing behind."""
-    done = pool.run("clone", *words)
+    done = pool.run("clone", *words, environment={"DWFS_DEBUG": "0"})
     assert done.returncode == 2, done
     assert done.stderr.count("\n") == 1, done.stderr
     return done.stderr
@@ -73,17 +78,27 @@ def test_what_cannot_be_cloned_is_told(mounted: Pool, tmp_path: Path) -> None:
     os.mkfifo(place / "fifo")
     outside = tmp_path / "outside"
     outside.write_bytes(b"elsewhere")
-    assert "exists" in refused(pool, source, source)
+    (place / "other").write_bytes(b"other")
+    os.link(source, place / "hard")
+    assert "same file" in refused(pool, source, source)
+    assert "same file" in refused(pool, "--force", source, place / "hard")
+    assert "exists" in refused(pool, source, place / "other")
+    (place / "directory" / "source").mkdir()
+    assert "directory" in refused(pool, "--force", source, place / "directory")
+    (place / "directory" / "source").rmdir()
     assert "regular" in refused(pool, place / "fifo", place / "new")
     assert "regular" in refused(pool, place / "directory", place / "new")
     assert "not in a mounted" in refused(pool, outside, place / "new")
     assert "not in the pool" in refused(pool, source, tmp_path / "new")
     pool.dwfs("snapshot", "create", f"{pool.name}@one")
     assert "snapshot" in refused(pool, place / ".snapshots" / "one" / "source", place / "new")
-    done = pool.run("clone", place / "absent", place / "new")
+    elsewhere = {"DWFS_ROOT": str(tmp_path), "DWFS_DEBUG": "0"}
+    done = pool.run("clone", source, place / "new", environment=elsewhere)
+    assert "DWFS_ROOT" in done.stderr
+    done = pool.run("clone", place / "absent", place / "new", environment={"DWFS_DEBUG": "0"})
     assert done.returncode
     assert done.stderr.count("\n") == 1
-    assert sorted(os.listdir(place)) == ["directory", "fifo", "source"]
+    assert sorted(os.listdir(place)) == ["directory", "fifo", "hard", "other", "source"]
     pool.dwfs("clone", source, place / "directory")
     assert (place / "directory" / "source").read_bytes() == b"content"
     (place / "empty").touch()
@@ -96,9 +111,78 @@ def test_what_cannot_be_cloned_is_told(mounted: Pool, tmp_path: Path) -> None:
 def test_a_clone_that_the_quota_refuses_leaves_nothing(mounted: Pool, quota: int) -> None:
     pool, place = mounted, mounted.mountpoint
     (place / "source").write_bytes(os.urandom(10 * MIB))
-    pool.dwfs("volume", "set", pool.name, f"quota={quota}")
-    done = pool.run("clone", place / "source", place / "clone")
-    assert done.returncode
-    assert "quota" in done.stderr.lower()
-    assert os.listdir(place) == ["source"]
+    pool.dwfs("volume", "set", pool.name, f"quota={quota}", "trash=1")
+    done = pool.run("clone", place / "source", place / "clone", environment={"DWFS_DEBUG": "0"})
+    assert done.returncode == 8
+    assert "quota" in done.stderr
+    assert os.listdir(place) == ["source"], "not in the trash either"
+    pool.dwfs("volume", "set", pool.name, f"quota={20 * MIB}", "trash=none")
+    (place / "room").write_bytes(bytes(MIB))
+    (place / "room").unlink()  # what waits to be purged does not stand in the way
+    pool.dwfs("clone", place / "source", place / "clone")
+    pool.umount()
+
+
+def test_a_gibibyte_at_once_and_in_a_snapshot(mounted: Pool, seed: int) -> None:
+    pool, place = mounted, mounted.mountpoint
+    content = random.Random(seed).randbytes(8 * MIB)
+    source, target = place / "source", place / "clone"
+    with source.open("wb") as file:
+        for offset in range(0, 1024, 64):
+            file.seek(offset * MIB)
+            file.write(content)
+        file.truncate(1024 * MIB)
+        os.fsync(file.fileno())
+    target.write_bytes(b"replaced")
+    started = time.monotonic()
+    answer = json.loads(pool.dwfs("clone", "--force", "--json", source, target))
+    assert time.monotonic() - started < 10, "copying would take longer on the slowest machine"
+    assert (answer["size_bytes"], answer["shared_bytes"]) == (1024 * MIB, 128 * MIB)
+    assert target.stat().st_size == 1024 * MIB
+    wanted = digest(target)
+    assert digest(source) == wanted
+    pool.dwfs("snapshot", "create", f"{pool.name}@both")
+    source.unlink()
+    with target.open("r+b") as file:
+        file.write(b"changed")
+    pool.remount()
+    old = place / ".snapshots" / "both"
+    assert digest(old / "source") == digest(old / "clone") == wanted
+    assert digest(target) != wanted
+    pool.dwfs("snapshot", "destroy", f"{pool.name}@both", "--yes")
+    pool.kill()
+    subprocess.run(["umount", "-l", str(place)], check=False)
+    pool.mount()
+    with target.open("r+b") as file:
+        file.write(content[:7])
+    assert digest(target) == wanted
+    assert "everything is as it should be" in pool.dwfs("check", pool.name)
+    pool.umount()
+
+
+def test_the_kernel_forgets_what_was_read_of_the_new_file(mounted: Pool) -> None:
+    """An indexer reads whatever it is told of; it must not leave zeros in the page cache."""
+    pool, place = mounted, mounted.mountpoint
+    content = os.urandom(4 * MIB)
+    (place / "source").write_bytes(content)
+    seen: list[int] = []
+    ended = threading.Event()
+
+    def index() -> None:
+        while not ended.is_set():
+            for path in place.glob(".dwfs-clone-*"):
+                with contextlib.suppress(OSError):
+                    seen.append(len(path.read_bytes()))
+
+    thread = threading.Thread(target=index)
+    thread.start()
+    try:
+        for number in range(8):
+            pool.dwfs("clone", place / "source", place / f"clone{number}")
+    finally:
+        ended.set()
+        thread.join()
+    for number in range(8):
+        assert (place / f"clone{number}").read_bytes() == content
+    assert len(os.listdir(place)) == 9
     pool.umount()

@@ -15,7 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from errno import ENOENT, ENOSPC
+from errno import EBUSY, ENOENT, ENOSPC
 from typing import Final, NamedTuple
 
 import trio
@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 WRITE_BACK_SECONDS: Final = 60.0  # 256 MiB of dirty pages at 5 MB/s; commands wait for 120 s
 _FIRST_LOOK_SECONDS: Final = 5.0  # until the mount answers, and whoever opens the pool can say no
+_ROLLBACK_SECONDS: Final = 1.0  # between attempts to reap while the volume is rolled back
 _LOOK_SECONDS: Final = 20.0  # between two looks at the calendar
 
 # Brings in what the kernel holds; False: it can't be told whether all of it has come.
@@ -162,7 +163,13 @@ class SnapshotService:
 
     async def _reap_some(self) -> bool:
         started = self._clock.now()
-        more = await self._volume.reap()
+        try:
+            more = await self._volume.reap()
+        except PosixError as error:
+            if error.errno != EBUSY:
+                raise
+            await trio.sleep(_ROLLBACK_SECONDS)
+            return True
         # While bytes are being settled the cleaner waits, and perhaps people who need the space.
         if self._volume.settling:
             await trio.lowlevel.checkpoint()

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +82,21 @@ def test_what_an_open_file_has_not_flushed_comes_in(server: Server) -> None:
             said = server.bring_in().split()
             assert said[0] == "True"
     assert said[1] == "12"
+
+
+def test_a_server_that_is_killed_meanwhile_ends(server: Server) -> None:
+    """Its threads must not wait for its own mount: they would keep it, and that, for ever."""
+    flags = os.O_CREAT | os.O_WRONLY
+    descriptors = [os.open(server.point / f"f{number}", flags) for number in range(500)]
+    try:
+        for descriptor in descriptors:
+            os.write(descriptor, bytes(3000))
+        server.process.send_signal(signal.SIGUSR1)
+        time.sleep(0.3)
+        server.process.kill()
+        server.process.wait(10)
+    finally:
+        subprocess.run(["umount", "-f", server.point], capture_output=True)  # wakes who hangs
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):  # nobody answers any more
+                os.close(descriptor)

@@ -22,7 +22,7 @@ from dwfs.types import (
     StripeId,
     StripeSeal,
 )
-from dwfs.volume import Snapshot, directories, view
+from dwfs.volume import Snapshot, SnapshotView, Volume, directories, view
 from dwfs.volume.commands import (
     Create,
     Relocate,
@@ -390,11 +390,12 @@ async def test_a_page_of_names_takes_bounded_time(
     for number in range(800):
         await make(bench, b"later %d" % number)
     volume = bench.volume
-    for tree, wanted in [
+    trees: list[tuple[Volume | SnapshotView, set[bytes]]] = [
         (volume, staying | {b"later %d" % number for number in range(800)}),
         (volume.view(volume.snapshot("full")), set(names)),
         (volume.view(volume.snapshot("thin")), staying),
-    ]:
+    ]
+    for tree, wanted in trees:
         found: list[bytes] = []
         following: int | None = 0
         pages = 0
