@@ -8,6 +8,7 @@ target has a temporary name.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import os
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         # Whoever stops us in order shall find nothing of us.
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda number, _: sys.exit(128 + number))
+        _bring_in(handle, source)
         answer = _clone(
             directories,
             pool,
@@ -87,9 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
             quiet=arguments.json,
         )
     finally:
-        os.close(handle)
+        _close(handle)
         if directory >= 0:
-            os.close(directory)
+            _close(directory)
     if arguments.json:
         named = {"source": _printable(source), "target": _printable(target)}
         print_json({**named, **msgspec.to_builtins(answer)})
@@ -154,6 +156,14 @@ def _there_already(target: Path) -> UsageError:
     return UsageError(f"{target} exists already: take another name, or give --force to replace it")
 
 
+def _bring_in(handle: int, source: Path) -> None:
+    """Have the kernel hand over what it holds of the file, of which the pool's owner knows nothing."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        raise _named(error, source) from None
+
+
 def _clone(
     directories: Directories,
     pool: str,
@@ -164,7 +174,6 @@ def _clone(
     force: bool,
     quiet: bool,
 ) -> CloneAnswer:
-    os.fsync(source)  # the kernel may hold bytes that the pool's owner has not seen
     found = os.fstat(source)
     temporary = f"{CLONE_NAME_PREFIX}{secrets.token_hex(16)}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -192,12 +201,15 @@ def _clone(
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.utime(handle)
         _give_name(directory, temporary, target, force=force)
-    except BaseException:
-        os.unlink(temporary, dir_fd=directory)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the owner has ended: the first failure tells more
+            os.unlink(temporary, dir_fd=directory)
+        if isinstance(error, OSError) and not isinstance(error.filename, str):
+            raise _named(error, target) from None
         raise
     finally:
         line.close()
-        os.close(handle)
+        _close(handle)
     return answer
 
 
@@ -212,6 +224,11 @@ def _give_name(directory: int, temporary: str, target: Path, *, force: bool) -> 
         raise OSError(code, os.strerror(code), str(target))
 
 
-def _named(error: OSError, target: Path) -> OSError:
+def _close(descriptor: int) -> None:
+    with contextlib.suppress(OSError):  # nothing was written through it that could be lost
+        os.close(descriptor)
+
+
+def _named(error: OSError, path: Path) -> OSError:
     """The same failure, told of the name that the user knows."""
-    return OSError(error.errno, error.strerror, str(target))
+    return OSError(error.errno, error.strerror, str(path))

@@ -13,6 +13,7 @@ that he speaks of this volume: of another one that is mounted elsewhere the numb
 from __future__ import annotations
 
 import errno
+import stat
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
@@ -57,6 +58,8 @@ class Clones:
         target = self._volume.lookup(directory, name)
         if target is None:
             raise PosixError(errno.ENOENT)
+        for number in (source, target):
+            _check_regular(self._volume.inode(number))
         if self._volume.inode(target).allocated_bytes:
             raise PosixError(errno.EEXIST, "the file that is to be made has bytes already")
         # No await so far. From here on both stay, even if their names and their users go.
@@ -93,3 +96,8 @@ class Clones:
             if error.errno != errno.EDQUOT or not await self._references.relieve():
                 raise
             await self._volume.clone_range(command)
+
+
+def _check_regular(inode: Inode) -> None:
+    if not stat.S_ISREG(inode.mode):
+        raise PosixError(errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL)

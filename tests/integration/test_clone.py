@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.integration.pools import Pool, digest
+from tests.integration.pools import Pool, open_the_way
 
 MIB = 1 << 20
 
@@ -123,6 +125,16 @@ def test_a_clone_that_the_quota_refuses_leaves_nothing(mounted: Pool, quota: int
     pool.umount()
 
 
+def sample(path: Path) -> str:
+    """A hash of all that is no hole in the file of `test_a_gibibyte…`."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        for offset in range(0, 1024, 64):
+            file.seek(offset * MIB)
+            found.update(file.read(8 * MIB))
+    return found.hexdigest()
+
+
 def test_a_gibibyte_at_once_and_in_a_snapshot(mounted: Pool, seed: int) -> None:
     pool, place = mounted, mounted.mountpoint
     content = random.Random(seed).randbytes(8 * MIB)
@@ -139,23 +151,22 @@ def test_a_gibibyte_at_once_and_in_a_snapshot(mounted: Pool, seed: int) -> None:
     assert time.monotonic() - started < 10, "copying would take longer on the slowest machine"
     assert (answer["size_bytes"], answer["shared_bytes"]) == (1024 * MIB, 128 * MIB)
     assert target.stat().st_size == 1024 * MIB
-    wanted = digest(target)
-    assert digest(source) == wanted
+    wanted = sample(target)
+    assert sample(source) == wanted
     pool.dwfs("snapshot", "create", f"{pool.name}@both")
     source.unlink()
     with target.open("r+b") as file:
         file.write(b"changed")
     pool.remount()
     old = place / ".snapshots" / "both"
-    assert digest(old / "source") == digest(old / "clone") == wanted
-    assert digest(target) != wanted
+    assert sample(old / "source") == sample(old / "clone") == wanted
+    assert sample(target) != wanted
     pool.dwfs("snapshot", "destroy", f"{pool.name}@both", "--yes")
     pool.kill()
-    subprocess.run(["umount", "-l", str(place)], check=False)
     pool.mount()
     with target.open("r+b") as file:
         file.write(content[:7])
-    assert digest(target) == wanted
+    assert sample(target) == wanted
     assert "everything is as it should be" in pool.dwfs("check", pool.name)
     pool.umount()
 
@@ -185,4 +196,29 @@ def test_the_kernel_forgets_what_was_read_of_the_new_file(mounted: Pool) -> None
     for number in range(8):
         assert (place / f"clone{number}").read_bytes() == content
     assert len(os.listdir(place)) == 9
+    pool.umount()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_other_users_are_told_that_they_may_not(mounted: Pool) -> None:
+    pool, place = mounted, mounted.mountpoint
+    open_the_way(place)
+    (place / "source").write_bytes(b"content")
+    (place / "open").mkdir()
+    (place / "open").chmod(0o777)
+    program = (  # imported before: the interpreter may lie where others can't read
+        "import os, sys, dwfs.cli.clone, dwfs.cli.main as m; os.setgroups([]); os.setgid(65534); "
+        "os.setuid(65534); sys.exit(m.main(sys.argv[1:]))"
+    )
+    words = ["clone", str(place / "source"), str(place / "open" / "target")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env={**pool.environment, "DWFS_DEBUG": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("dwfs: only root and the user who mounted pool pool may clone")
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(place / "open") == []
     pool.umount()
