@@ -26,6 +26,7 @@ from dwfs.limits import (
     DISK_REBUILD_SECONDS,
     DURABLE_WITHIN_SECONDS,
     POOL_NAME_LENGTH_MAX,
+    SCHEDULED_SNAPSHOTS_MAX,
 )
 from dwfs.types import DiskId, PoolId
 
@@ -113,6 +114,19 @@ class ScrubSchedule(msgspec.Struct, frozen=True):
     rate_mib: float | None = None  # MiB a second on each disk, at most; None: as it leaves room
 
 
+class SnapshotSchedule(msgspec.Struct, frozen=True):
+    """How many snapshots are taken and kept by themselves, by kind; 0: none of that kind.
+
+    All 0, as a pool begins and as it is after an import: none is taken, and none that is there is
+    destroyed. A schedule that got lost must not take snapshots with it.
+    """
+
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+
+
 class PoolConfig(msgspec.Struct, frozen=True):
     """One pool, as configured on this machine."""
 
@@ -123,6 +137,7 @@ class PoolConfig(msgspec.Struct, frozen=True):
     mount_options: tuple[str, ...] = ()
     tunables: Tunables = Tunables()
     scrub: ScrubSchedule = ScrubSchedule()
+    snapshots: SnapshotSchedule = SnapshotSchedule()
 
     @property
     def uuid(self) -> str:
@@ -231,6 +246,9 @@ def render_config(config: PoolConfig) -> str:
     ]
     if config.scrub.rate_mib is not None:
         lines.append(f"rate_mib = {config.scrub.rate_mib!r}")
+    lines += ["", "[snapshots]"]
+    for kind in SnapshotSchedule.__struct_fields__:
+        lines.append(f"{kind} = {getattr(config.snapshots, kind)}")
     lines += ["", "[disks]"]
     for disk in config.disks:
         lines.append(f"{_quote(format_uuid(disk.id))} = {_quote(str(disk.path))}")
@@ -261,6 +279,13 @@ class _FileScrub(msgspec.Struct, forbid_unknown_fields=True):
     rate_mib: float | None = None
 
 
+class _FileSnapshots(msgspec.Struct, forbid_unknown_fields=True):
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+
+
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     """The file's shape; unknown keys are refused, because a misspelt one would be ignored."""
 
@@ -272,6 +297,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     unlock: _FileUnlock = msgspec.field(default_factory=_FileUnlock)
     tunables: _FileTunables = msgspec.field(default_factory=_FileTunables)
     scrub: _FileScrub = msgspec.field(default_factory=_FileScrub)
+    snapshots: _FileSnapshots = msgspec.field(default_factory=_FileSnapshots)
 
 
 def _parse(document: dict[str, object], name: str) -> PoolConfig:
@@ -290,6 +316,7 @@ def _parse(document: dict[str, object], name: str) -> PoolConfig:
         raise ValueError("scrub: every_days must be between 0 (never) and 3650")
     if schedule.rate_mib is not None and not 0.1 <= schedule.rate_mib <= 100_000:
         raise ValueError("scrub: rate_mib must be between 0.1 and 100000")
+    snapshots = _snapshot_schedule(file.snapshots)
     if not file.disks:
         raise ValueError("it lists no disks")
     disks = tuple(
@@ -311,7 +338,18 @@ def _parse(document: dict[str, object], name: str) -> PoolConfig:
             rebuild_after_seconds=file.tunables.rebuild_after_seconds,
         ),
         scrub=schedule,
+        snapshots=snapshots,
     )
+
+
+def _snapshot_schedule(file: _FileSnapshots) -> SnapshotSchedule:
+    schedule = SnapshotSchedule(file.hourly, file.daily, file.weekly, file.monthly)
+    for kind in schedule.__struct_fields__:
+        if not 0 <= getattr(schedule, kind) <= SCHEDULED_SNAPSHOTS_MAX:
+            raise ValueError(
+                f"snapshots: {kind} must be between 0 (none) and {SCHEDULED_SNAPSHOTS_MAX}"
+            )
+    return schedule
 
 
 def _path(text: str | None) -> Path | None:

@@ -145,3 +145,7 @@ class ShardDamagedError(MediumError):
 
 class AuthenticationError(Exception):
     """Sealed bytes did not open: damaged, moved or forged. Never carries key or plaintext."""
+
+
+class ExpansionError(Exception):
+    """Authentic compressed bytes do not expand to what their seal says: a newer format, or our bug."""

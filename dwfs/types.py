@@ -20,7 +20,10 @@ LogSequence = NewType("LogSequence", int)  # 64 bits, counts a volume's commands
 Epoch = NewType("Epoch", int)  # 32 bits, a volume's snapshot counter, from 1
 
 ROOT_INODE = InodeNumber(1)
+INODE_NUMBER_BITS = 48  # what lies above tells apart the snapshots that one mount shows
+CLONE_NAME_PREFIX = ".dwfs-clone-"  # of files that 'dwfs clone' is making
 FIRST_EPOCH = Epoch(1)
+NO_EPOCH = Epoch(0)  # of no snapshot
 
 
 class Geometry(msgspec.Struct, frozen=True, array_like=True):
@@ -50,6 +53,8 @@ class Extent(msgspec.Struct, frozen=True, array_like=True):
     length: int  # bytes, > 0
     stripe: StripeId
     stripe_offset: int  # bytes, in the stripe's plaintext
+    # In which the bytes were written; 0: before the first snapshot. The machine's to set.
+    epoch: int = 0
 
     @property
     def end(self) -> int:
@@ -69,6 +74,20 @@ class BackReference(msgspec.Struct, frozen=True, array_like=True):
     stripe_offset: int  # bytes
 
 
+class StripeFrames(msgspec.Struct, frozen=True, array_like=True):
+    """How the plaintext of a compressed stripe lies in its sectors.
+
+    It was cut into frames, each of which was compressed by itself, or kept as it was if that did not
+    make it smaller; what they became stands end to end. `lengths` holds 2 bytes for each frame,
+    little-endian: its stored length, or 0 for one that was kept.
+    """
+
+    codec: int  # 1: zstd
+    frame_size: int  # plaintext bytes of each frame but the last
+    stored_length: int  # of all frames together
+    lengths: bytes
+
+
 class StripeSeal(msgspec.Struct, frozen=True, array_like=True):
     """All that is needed to read a stripe whose shards are durable on their disks.
 
@@ -84,6 +103,12 @@ class StripeSeal(msgspec.Struct, frozen=True, array_like=True):
     sector_size: int  # plaintext bytes of each sector but the last
     placement: tuple[DiskId, ...]  # k + m entries
     summary: tuple[BackReference, ...]
+    frames: StripeFrames | None = None  # None: not compressed
+
+    @property
+    def stored_length(self) -> int:
+        """Bytes that were sealed: those of the plaintext, or what it was compressed to."""
+        return self.length if self.frames is None else self.frames.stored_length
 
 
 class StripeData(msgspec.Struct, frozen=True, array_like=True):

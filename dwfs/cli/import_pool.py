@@ -13,7 +13,7 @@ from dwfs.cli.background import log_to_file
 from dwfs.cli.output import ProgressLine, format_bytes, format_count, format_time, print_json, warn
 from dwfs.cli.request import StoppedWaitingError, until_interrupted
 from dwfs.cli.unlocking import add_unlock_options, find_credential, warn_of_exposed_files
-from dwfs.config import Directories
+from dwfs.config import Directories, SnapshotSchedule
 from dwfs.crypto import harden_process
 from dwfs.node.importing import ImportedPool, ImportPlan, import_pool, plan_import
 
@@ -93,6 +93,13 @@ def render_import(plan: ImportPlan, imported: ImportedPool) -> str:
         f"  {files} in {folders}, {stored} stored",
         f"  last change {format_time(imported.last_change_ns)}",
     ]
+    if imported.snapshots:
+        lines.append(f"  {format_count(imported.snapshots, 'snapshot')}")
+    if imported.scheduled_snapshots and plan.config.snapshots == SnapshotSchedule():
+        lines.append(
+            "  the schedule that took snapshots was on the old machine: see [snapshots] in the "
+            "configuration; until then none is taken and none destroyed"
+        )
     if imported.unreadable:
         lines.append(
             f"  {format_count(imported.unreadable, 'record')} could not be read: run "

@@ -32,6 +32,7 @@ from dwfs.fuse import (
     supplementary_groups,
 )
 from dwfs.fuse.gateway import Gateway
+from dwfs.fuse.write_back import WriteBack
 from dwfs.node.assembly import OpenOptions, Pool
 from dwfs.node.credential import Credential, read_credential
 from dwfs.node.lock import owner_of
@@ -141,15 +142,18 @@ async def _own_and_serve(
     options: MountOptions,
     ready: Ready,
 ) -> None:
-    gateway = Gateway()
+    gateway, write_back = Gateway(), WriteBack(mountpoint)
     opening = OpenOptions(
         mountpoint=mountpoint,
         filesystem=FilesystemOptions(
-            access_time=options.access_time, groups_of=supplementary_groups
+            # Who looks at a read-only mount leaves no trace: 'dwfs receive' would find a change.
+            access_time="noatime" if options.read_only else options.access_time,
+            groups_of=supplementary_groups,
         ),
         durable_seconds=options.durable_seconds,
         unforeseen_errors=lambda: gateway.unforeseen_errors,
         activity=lambda: gateway.requests,
+        write_back=write_back.run,
     )
     async with open_pool(directories, config, credential, opening) as pool:
         credential.wipe()
@@ -159,6 +163,7 @@ async def _own_and_serve(
         gc.freeze()
         gc.set_threshold(_COLLECT_AFTER_OBJECTS, 20, 20)
         operations = DwfsOperations(pool.filesystem, gateway)
+        write_back.watch(operations)
         session = FuseSession(operations, mountpoint, options, config.name)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, session)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dwfs.config import Directories
 from dwfs.errors import ControlError
-from dwfs.node.client import NotListeningError, OnProgress, ask
+from dwfs.node.client import NotListeningError, OnData, OnProgress, ask
 from dwfs.node.lock import owner_of
 
 
@@ -23,6 +23,7 @@ def ask_owner(
     *,
     timeout_seconds: float = 30.0,
     on_progress: OnProgress | None = None,
+    on_data: OnData | None = None,
 ) -> bytes:
     """The owner's answer, as JSON. Raises ControlError, which says whom it tried to ask."""
     try:
@@ -32,6 +33,7 @@ def ask_owner(
             arguments,
             timeout_seconds=timeout_seconds,
             on_progress=on_progress,
+            on_data=on_data,
         )
     except ControlError as error:
         owner = owner_of(directories, pool)

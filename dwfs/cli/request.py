@@ -27,7 +27,7 @@ from dwfs.cli.owner import ask_owner, is_open
 from dwfs.cli.unlocking import find_credential
 from dwfs.config import Directories, PoolConfig, load_config
 from dwfs.errors import DwfsError
-from dwfs.node.client import NotListeningError
+from dwfs.node.client import NotListeningError, OnData
 from dwfs.node.control import Progress
 from dwfs.node.credential import Credential
 
@@ -72,6 +72,7 @@ class Desk:
         outlives: bool,
         silence_seconds: float = _SILENCE_SECONDS,
         here: Here | None = None,
+        on_data: OnData | None = None,
     ) -> ResultT:
         """Have the request done; `outlives`: what it starts goes on when we stop waiting for it.
 
@@ -81,7 +82,7 @@ class Desk:
         Raises what the request raises, StoppedWaitingError, ControlError.
         """
         try:
-            raw = self._ask(request, values, silence_seconds, outlives=outlives)
+            raw = self._ask(request, values, silence_seconds, on_data, outlives=outlives)
             if raw is None:
                 raw = self._do_here(request, values, here or self._open_and_ask, outlives=outlives)
         finally:
@@ -93,6 +94,7 @@ class Desk:
         request: str,
         values: Mapping[str, object],
         silence_seconds: float,
+        on_data: OnData | None,
         *,
         outlives: bool,
     ) -> bytes | None:
@@ -108,6 +110,7 @@ class Desk:
                     values,
                     timeout_seconds=silence_seconds,
                     on_progress=self.line.show,
+                    on_data=on_data,
                 )
             except NotListeningError:
                 if time.monotonic() >= deadline:
@@ -160,12 +163,13 @@ class Desk:
         from dwfs.node.assembly import OpenOptions
         from dwfs.node.pool import open_pool
 
-        options = OpenOptions(report=self._report_opening)
+        options = OpenOptions(report=self.report_opening)
         async with open_pool(self.directories, self.config, credential, options) as pool:
             handler = Administration(pool).handlers()[request]
             return await handler(dict(values), progress)
 
-    def _report_opening(self, what: str, done: int, total: int) -> None:
+    def report_opening(self, what: str, done: int, total: int) -> None:
+        """Show how far a long recovery is."""
         self.line.update(done, total or None, what=what)
 
 

@@ -25,7 +25,7 @@ from dwfs.fuse.mountinfo import FILESYSTEM_TYPE, read_mounts
 from dwfs.node.client import NotListeningError
 from dwfs.node.disks.survey import survey_pool
 from dwfs.node.lock import owner_of
-from dwfs.node.status import JobStatus, PoolStatus, ScrubStatus, WorkStatus
+from dwfs.node.status import JobStatus, PoolStatus, ScrubStatus, SnapshotSummary, WorkStatus
 
 _STRANDED_SHARE_TOLD: Final = 0.01  # less is rounding
 _CHANGES_SHOWN: Final = 5  # of the disks' history; --json has them all
@@ -157,6 +157,8 @@ def _render_space(status: PoolStatus) -> list[str]:
             f"  stored {format_bytes(usage.logical_bytes)} as {format_bytes(usage.stored_bytes)} "
             f"on the disks; room for {format_bytes(usage.free_bytes)} more"
         )
+    if status.snapshots is not None:
+        lines += _render_snapshots(status.snapshots)
     if space is None:
         return lines
     lines.append(f"  these disks hold {format_bytes(space.usable_bytes)} of data in all")
@@ -181,6 +183,24 @@ def _render_space(status: PoolStatus) -> list[str]:
         )
     if space.geometry_advice:
         lines.append(f"  {space.geometry_advice}")
+    return lines
+
+
+def _render_snapshots(snapshots: SnapshotSummary) -> list[str]:
+    if not snapshots.count and not snapshots.reaping:
+        return []
+    lines = []
+    if snapshots.count:
+        newest = "" if snapshots.newest_ns is None else format_time(snapshots.newest_ns)
+        kept = format_bytes(snapshots.kept_bytes) if snapshots.kept_bytes else "nothing"
+        lines.append(
+            f"  {format_count(snapshots.count, 'snapshot')}, the newest of {newest}; {kept} is kept "
+            f"for {'it' if snapshots.count == 1 else 'them'} alone"
+        )
+    if snapshots.reaping:
+        lines.append(
+            f"  the space of {format_count(snapshots.reaping, 'destroyed snapshot')} is coming back"
+        )
     return lines
 
 

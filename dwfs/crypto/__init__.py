@@ -26,6 +26,7 @@ from dwfs.crypto.protectors import (
 from dwfs.crypto.record_cipher import RecordCipher
 from dwfs.crypto.recovery_key import new_recovery_key, parse_recovery_key
 from dwfs.crypto.secret_memory import SecretBytes, harden_process
+from dwfs.crypto.stream_key import StreamKey
 from dwfs.crypto.stripe_cipher import StripeCipher
 from dwfs.crypto.value_cipher import ValueCipher
 
@@ -39,6 +40,7 @@ __all__ = [
     "RecoveryProtector",
     "RootKeys",
     "SecretBytes",
+    "StreamKey",
     "StripeCipher",
     "ValueCipher",
     "VolumeKeys",

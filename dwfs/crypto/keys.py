@@ -2,6 +2,7 @@
 
     root (32 random bytes, wrapped in keyslots)
     ├─ "dwfs header"                            → HMAC of the pool header
+    ├─ "dwfs send root" ─ HKDF with the stream's salt → one AES-256-GCM key a stream
     └─ "dwfs volume" | pool | volume | version  → volume key
        ├─ "dwfs data"   ─ HKDF with the stripe's salt → one AES-256-GCM key a stripe
        ├─ "dwfs value"  → AES-256-GCM-SIV of state values

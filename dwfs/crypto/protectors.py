@@ -97,6 +97,16 @@ class _Protector:
     def _stretch(self, salt: bytes, cost: Argon2Cost | None) -> SecretBytes:
         raise AssertionError("each kind of protector has its own")
 
+    @property
+    def cost(self) -> Argon2Cost | None:
+        """What a guess costs; None where the secret has full entropy."""
+        return self._cost
+
+    def stretch(self, salt: bytes, cost: Argon2Cost | None) -> SecretBytes:
+        """32 secret bytes out of what the owner gave. `cost` is bounded already; ~0.2 s with one."""
+        assert (cost is None) == (self._cost is None), "a passphrase has a cost, and only it"
+        return self._stretch(salt, cost)
+
     def wipe(self) -> None:
         """Forget what the owner gave; any later use is a ValueError."""
         self._secret.wipe()

@@ -34,7 +34,7 @@ from dwfs.types import DiskId, Geometry, PoolId, VolumeId
 HEADER_NAME: Final = "dwfs-disk"
 PREVIOUS_NAME: Final = "dwfs-disk.previous"
 TEMPORARY_SUFFIX: Final = ".new"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 MAGIC: Final = b"\x89dwfs\r\n\x1a"
 MAC_SIZE: Final = 32
@@ -130,10 +130,15 @@ def decode_header(content: bytes, directory: Path, *, fallback: bool = False) ->
             f"{directory} was made by a newer dwfs (format {version});"
             f" this one reads up to {FORMAT_VERSION}: upgrade dwfs"
         )
+    if whole and version < FORMAT_VERSION:
+        raise FormatError(
+            f"{directory} was made by a development version of dwfs (format {version}), which this one"
+            f" does not read: copy the data with that version to a pool made by this one"
+        )
     end = _PREFIX.size + body_length
     if len(content) < end + MAC_SIZE + CHECKSUM_SIZE:
         raise FormatError(f"{where} is truncated: restore it from another disk of the pool")
-    if not whole or version != FORMAT_VERSION or len(content) != end + MAC_SIZE + CHECKSUM_SIZE:
+    if not whole or len(content) != end + MAC_SIZE + CHECKSUM_SIZE:
         raise FormatError(f"{where} is damaged: restore it from another disk of the pool")
     try:
         header = _HEADER_DECODER.decode(content[_PREFIX.size : end])

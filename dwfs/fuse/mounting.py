@@ -19,6 +19,7 @@ import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -177,13 +178,28 @@ def unmount(directory: str, *, lazy: bool = False) -> None:
     raise DwfsError(f"can't unmount {directory}: {reason}")
 
 
-def write_back(directory: str) -> None:
-    """syncfs(2): have the kernel send all that it holds for the mount. Blocks; see `unmount`."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        ctypes.CDLL(None, use_errno=True).syncfs(descriptor)
-    finally:
-        os.close(descriptor)
+def write_back(directory: str, on_start: Callable[[int], None] | None = None) -> None:
+    """syncfs(2): have the kernel send all that it holds for the mount. Blocks; see `unmount`.
+
+    A child does it; `on_start` is told its process id before it touches the mount. A thread of the
+    process that has to answer would wait where no signal reaches it, and keep `/dev/fuse` open: killed
+    just then, that process would never end, and nobody be told that the mount is dead. Raises OSError.
+    """
+    with subprocess.Popen(  # noqa: S603  # a fixed script; the directory is an argument of it
+        ["/bin/sh", "-c", 'read -r line && exec sync -f "$0"', directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={"PATH": _SEARCH_PATH},
+        text=True,
+    ) as child:
+        if on_start is not None:
+            on_start(child.pid)
+        _, complaint = child.communicate("go\n")
+    if child.returncode != 0:
+        raise OSError(
+            errno.EIO, complaint.strip() or f"sync ended with {child.returncode}", directory
+        )
 
 
 def raise_read_ahead(directory: str) -> bool:

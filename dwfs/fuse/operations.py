@@ -1,27 +1,31 @@
 """FUSE requests → `Filesystem` calls, and their results → what the kernel is told.
 
 Nothing is decided here except how to use the kernel well. We are the filesystem's only owner, so
-the kernel may cache names, attributes and the absence of names as long as it likes, and collects
-writes (writeback cache). In that mode the kernel is the authority on the size and times of regular
-files while it caches them, turns O_APPEND into offsets, and follows a write to an O_SYNC file with an fsync
-request. The adapter therefore keeps those flags from `Filesystem`.
+the kernel may cache names, attributes and the absence of names as long as it likes (not so in
+snapshots, which are destroyed without it), and collects writes (writeback cache). In that mode the
+kernel is the authority on the size and times of regular files while it caches them, turns O_APPEND
+into offsets, and follows a write to an O_SYNC file with an fsync request. The adapter therefore
+keeps those flags from `Filesystem`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 
+from dwfs.errors import PosixError
 from dwfs.fuse.gateway import Gateway
+from dwfs.fuse.kernel_caches import MountedKernel
 from dwfs.limits import KERNEL_CACHE_SECONDS, NAME_LENGTH_MAX
 from dwfs.types import InodeNumber
-from dwfs.vfs import BLOCK_SIZE, Filesystem
+from dwfs.vfs import BLOCK_SIZE, FIRST_SNAPSHOT_INODE, Filesystem, SnapshotInode
 from dwfs.volume.records import Inode
 
 _PARENT_COOKIE: Final = 2  # up to this one, listed entries ("." and "..") count no lookup
@@ -63,8 +67,13 @@ _REQUESTS: Final = [
 def entry_attributes(inode: Inode) -> EntryAttributes:
     """What the kernel is told of an inode."""
     entry = EntryAttributes()
-    entry.st_ino = inode.number
-    entry.entry_timeout = entry.attr_timeout = KERNEL_CACHE_SECONDS
+    number = entry.st_ino = inode.number
+    if number < FIRST_SNAPSHOT_INODE:
+        entry.entry_timeout = entry.attr_timeout = KERNEL_CACHE_SECONDS
+    else:
+        assert isinstance(inode, SnapshotInode), "only those have such a number"
+        entry.generation = inode.generation
+        entry.entry_timeout = entry.attr_timeout = inode.cache_seconds
     entry.st_mode = inode.mode
     entry.st_nlink = inode.nlink
     entry.st_uid = inode.uid
@@ -99,6 +108,7 @@ class DwfsOperations(pyfuse3.Operations):
         self._filesystem = filesystem
         self._gateway = Gateway() if gateway is None else gateway
         self._absent = _absent_entry()
+        self._asks_at_close: bool | None = None  # whether FUSE_FLUSH comes; None: none came yet
         self.initialised = trio.Event()  # the kernel and libfuse have agreed
         # Wrapped here rather than by decorators: one gateway per session holds the counters.
         for name in _REQUESTS:
@@ -110,6 +120,15 @@ class DwfsOperations(pyfuse3.Operations):
     def unforeseen_errors(self) -> int:
         """Requests answered with EIO because of a bug of ours."""
         return self._gateway.unforeseen_errors
+
+    @contextlib.contextmanager
+    def telling_kernel(self) -> Iterator[None]:
+        """While in the block, the kernel is told of what the filesystem changes by itself."""
+        self._filesystem.trash.kernel = MountedKernel()
+        try:
+            yield
+        finally:
+            self._filesystem.trash.kernel = None
 
     def is_waiting(self) -> bool:
         """Whether a request was begun and is not answered: between requests, it is suspended."""
@@ -250,9 +269,12 @@ class DwfsOperations(pyfuse3.Operations):
         """FUSE_OPEN.
 
         O_DIRECT needs no `direct_io`: the kernel bypasses its cache by itself, keeps it coherent,
-        and still allows shared mappings.
+        and still allows shared mappings. What O_TRUNC does to the times the kernel sends by itself, as
+        with a write; its clock is coarser, and a time of ours would show when its cache is gone.
         """
-        handle = await self._filesystem.open(InodeNumber(inode), flags & _FLAGS_FOR_US, ctx)
+        handle = await self._filesystem.open(
+            InodeNumber(inode), flags & _FLAGS_FOR_US, ctx, times=False
+        )
         return FileInfo(fh=handle.number, keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -260,15 +282,38 @@ class DwfsOperations(pyfuse3.Operations):
         return await self._filesystem.read(fh, off, size)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        """FUSE_WRITE."""
-        return await self._filesystem.write(fh, off, buf, times=False)
+        """FUSE_WRITE.
+
+        To close(2) the kernel would report a quota that is full as EIO: of what fails when pages
+        are written back it knows ENOSPC only. So, if it asks at close, it is told then.
+        """
+        try:
+            return await self._filesystem.write(fh, off, buf, times=False)
+        except PosixError as error:
+            if (
+                error.errno != errno.EDQUOT
+                or self._asks_at_close is False
+                or not self._filesystem.put_off_refusal(fh)
+            ):
+                raise
+            self._asks_at_close = True
+            return len(buf)
 
     async def flush(self, fh: int) -> None:
         """FUSE_FLUSH: nothing to do at close(2), and ENOSYS spares us all further requests.
 
-        The kernel still writes back what the file has dirty, and reports errors of that.
+        The kernel still writes back what the file has dirty, and reports errors of that. Where there
+        is a quota when it asks first, it goes on asking (see `write`).
         """
-        raise FUSEError(errno.ENOSYS)
+        self._tell_refusal(fh)
+        if self._asks_at_close is None:
+            self._asks_at_close = self._filesystem.has_byte_quota
+        if not self._asks_at_close:
+            raise FUSEError(errno.ENOSYS)
+
+    def _tell_refusal(self, fh: int) -> None:
+        if self._filesystem.take_refusal(fh):
+            raise PosixError(errno.EDQUOT)
 
     async def release(self, fh: int) -> None:
         """FUSE_RELEASE."""
@@ -277,6 +322,7 @@ class DwfsOperations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         """FUSE_FSYNC."""
         await self._filesystem.fsync(fh)
+        self._tell_refusal(fh)
 
     # --- directories ---------------------------------------------------------------------------
 
@@ -289,6 +335,7 @@ class DwfsOperations(pyfuse3.Operations):
         filesystem = self._filesystem
         if not start_id:
             await filesystem.mark_directory_read(fh)
+        start_id = await filesystem.find_directory_entry(fh, start_id)
         # From here no await: what is listed is the state of one moment.
         for entry, inode in filesystem.directory_entries(fh, start_id):
             if not pyfuse3.readdir_reply(token, entry.name, entry_attributes(inode), entry.cookie):

@@ -61,7 +61,8 @@ class FuseSession:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._announce, on_ready)
                     self._serving = True
-                    await pyfuse3.main(min_tasks=WORKERS_IDLE, max_tasks=WORKERS_MAX)
+                    with self._operations.telling_kernel():
+                        await pyfuse3.main(min_tasks=WORKERS_IDLE, max_tasks=WORKERS_MAX)
                     nursery.cancel_scope.cancel()
             finally:
                 self._serving = False
@@ -74,7 +75,8 @@ class FuseSession:
             await trio.to_thread.run_sync(unmount, self.mountpoint)
             return
         except DwfsError:  # mostly because it is in use; whatever it was, nothing may be lost
-            await trio.to_thread.run_sync(mounting.write_back, self.mountpoint)
+            with contextlib.suppress(OSError):  # of that the writers hear
+                await trio.to_thread.run_sync(mounting.write_back, self.mountpoint)
         await trio.to_thread.run_sync(lambda: unmount(self.mountpoint, lazy=True))
         if self._serving:
             pyfuse3.terminate()

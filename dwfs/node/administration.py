@@ -1,7 +1,8 @@
 """What administrators may ask of the process that owns a pool, and how it is answered.
 
-Each request of the control socket is a method here, or of `DiskAdministration`. Arguments come from
-outside and are checked; secrets among them are used and forgotten.
+Each request of the control socket is a method here, or of `DiskAdministration`,
+`SnapshotAdministration`, `VolumeAdministration` or `CloneAdministration`. Arguments come from outside
+and are checked; secrets among them are used and forgotten.
 
 A request with `wait` is answered when the work that it started has ended, and tells meanwhile how far
 it is. Whoever goes away while waiting changes nothing: the work belongs to the pool.
@@ -17,11 +18,14 @@ from dwfs.node import keyslots
 from dwfs.node.arguments import flag, positive_number, text
 from dwfs.node.assembly import Pool
 from dwfs.node.check import check_pool
+from dwfs.node.clone_administration import CloneAdministration
 from dwfs.node.control import Arguments, Handler, Progress
 from dwfs.node.credential import decode_credential
 from dwfs.node.disk_administration import DiskAdministration, services_of
 from dwfs.node.pool_status import report_status
 from dwfs.node.services.jobs import follow
+from dwfs.node.snapshot_administration import SnapshotAdministration
+from dwfs.node.volume_administration import VolumeAdministration
 
 
 class Administration:
@@ -30,6 +34,9 @@ class Administration:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._disks = DiskAdministration(pool)
+        self._snapshots = SnapshotAdministration(pool)
+        self._volumes = VolumeAdministration(pool)
+        self._clones = CloneAdministration(pool)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Requests by name."""
@@ -45,6 +52,9 @@ class Administration:
             "scrub.stop": self.stop_scrub,
             "scrub.status": self.scrub_status,
             **self._disks.handlers(),
+            **self._snapshots.handlers(),
+            **self._volumes.handlers(),
+            **self._clones.handlers(),
         }
 
     async def status(self, arguments: Arguments, progress: Progress) -> object:

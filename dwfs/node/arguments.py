@@ -6,6 +6,7 @@ from dwfs.errors import UsageError
 from dwfs.node.control import Arguments
 
 _TEXT_MAX = 8192  # a path has at most 4095 bytes, a label 64
+_TEXTS_MAX = 4096  # snapshots of a pool
 
 
 def flag(arguments: Arguments, name: str, *, otherwise: bool = False) -> bool:
@@ -26,6 +27,14 @@ def text(arguments: Arguments, name: str, otherwise: str | None = None) -> str:
     if not isinstance(value, str) or len(value) > _TEXT_MAX or "\0" in value:
         raise UsageError(f"the argument {name!r} is missing, or is no proper text")
     return value
+
+
+def texts(arguments: Arguments, name: str) -> list[str]:
+    """One or more texts. Raises UsageError."""
+    values = arguments.get(name)
+    if not isinstance(values, list) or not 0 < len(values) <= _TEXTS_MAX:
+        raise UsageError(f"the argument {name!r} is missing, or is no proper list")
+    return [text({name: value}, name) for value in values]
 
 
 def positive_number(arguments: Arguments, name: str) -> int | None:

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import msgspec
 import trio
 
-from dwfs.config import PoolConfig
+from dwfs.config import PoolConfig, SnapshotSchedule
 from dwfs.crypto import StripeCipher
 from dwfs.disk import Executor
 from dwfs.erasure import make_coder
+from dwfs.errors import NotEnoughDisksError
 from dwfs.log import LogSettings, MirroredLog, SnapshotKeeper
 from dwfs.node.background import Committer, CopyHealer, OrphanSweep, Snapshotter, Supervisor
 from dwfs.node.disks.life_cycle import LifeCycle
@@ -36,16 +37,20 @@ from dwfs.node.recovery import (
 from dwfs.node.redundancy import RedundancyCount
 from dwfs.node.services.damage_inbox import DamageInbox
 from dwfs.node.services.pool_services import PoolServices, StripeTools
+from dwfs.node.services.snapshots import WriteBack, nothing_to_write_back
+from dwfs.node.services.trash import TrashService
 from dwfs.node.system import SYSTEM_PLATFORM, Platform
 from dwfs.node.work import WorkBoard
 from dwfs.ports import ErasureCoder
-from dwfs.stripe import Cleaner, ReclaimSignal, StripeStore
+from dwfs.send import unfinished_receive
+from dwfs.stripe import Cleaner, Pacer, ReclaimSignal, StripeStore
 from dwfs.types import DiskId, Geometry, StripeId
 from dwfs.vfs import Filesystem, FilesystemOptions, Space
 from dwfs.volume import EmbeddedReplicator, Volume
 
 _ROOT_MODE = 0o755
 _KEY_VERSION = 1
+_TRASH_DUTY = 0.25  # of the time while people use the pool
 
 
 class OpenOptions(msgspec.Struct, frozen=True):
@@ -60,6 +65,8 @@ class OpenOptions(msgspec.Struct, frozen=True):
     platform: Platform = SYSTEM_PLATFORM
     activity: Callable[[], int] = lambda: 0  # counts people's requests: background work yields
     report: Report = lambda _what, _done, _total: None  # progress of a long recovery
+    # Brings in what the layers above still hold, for a snapshot to have it.
+    write_back: WriteBack = nothing_to_write_back
 
 
 class StripeEngine(NamedTuple):
@@ -107,6 +114,10 @@ class Pool:
             lambda: Space(stripes.capacity_bytes(), stripes.free_bytes()),
             options.filesystem,
         )
+        self.trash = TrashService(
+            self.filesystem.trash, clock, Pacer(clock, options.activity, duty_busy=_TRASH_DUTY)
+        )
+        stripes.set_compression(volume.properties.compression)
         self.cleaner = Cleaner(VolumeReclaimTarget(volume), stripes, engine.reclaim, clock)
         self.life_cycle = LifeCycle(foundation, volume, stripes, log, snapshots, options.mountpoint)
         self.sweep = OrphanSweep(foundation, volume, stripes, self.work)
@@ -126,17 +137,26 @@ class Pool:
                 foundation, volume, log, snapshots, committer, self.work, snapshot_size_bytes
             )
             self.copies = CopyHealer(foundation, log, snapshots, self.work)
-            self.services = PoolServices(
-                foundation=foundation,
-                volume=volume,
-                stripes=stripes,
-                life_cycle=self.life_cycle,
-                damage=engine.damage,
-                tools=engine.tools,
-                schedule=config.scrub,
-                activity=options.activity,
-                heal=self.copies.heal,
-            )
+            self.services = self._make_services(engine, self.copies)
+
+    def _make_services(self, engine: StripeEngine, copies: CopyHealer) -> PoolServices:
+        config, options = self.config, self.options
+        # Who opens a pool only for a command wants no snapshot of it.
+        mounted = options.mountpoint is not None
+        return PoolServices(
+            foundation=self.foundation,
+            volume=self.volume,
+            stripes=engine.store,
+            life_cycle=self.life_cycle,
+            damage=engine.damage,
+            tools=engine.tools,
+            schedule=config.scrub,
+            activity=options.activity,
+            heal=copies.heal,
+            snapshot_schedule=config.snapshots if mounted else SnapshotSchedule(),
+            write_back=options.write_back,
+            work=self.work,
+        )
 
     def _doubted_disks(self) -> frozenset[DiskId]:
         """Disks that are read but may fail any moment."""
@@ -189,6 +209,11 @@ async def assemble(
             await volume.create_root(
                 _ROOT_MODE, os.geteuid(), os.getegid(), foundation.platform.clock.wall_ns()
             )
+        await _finish_rollback(volume, options.report, writable=log is not None)
+        if options.mountpoint is not None:
+            unfinished = unfinished_receive(volume, config.name)
+            if unfinished is not None:
+                raise unfinished
         if log is not None:
             await committer.commit()
             await foundation.platform.run_blocking(mark_recovered, foundation)
@@ -208,6 +233,23 @@ async def assemble(
         committer,
         recovery.snapshot_size_bytes,
     )
+
+
+async def _finish_rollback(volume: Volume, report: Report, *, writable: bool) -> None:
+    """End a rollback that was interrupted: until then the volume is neither the one nor the other."""
+    if not volume.rolling_back:
+        return
+    if not writable:
+        raise NotEnoughDisksError(
+            "too many disks are gone to end the rollback that this pool was in the middle of, and "
+            "until then it can't be read: attach them and try again"
+        )
+
+    async def tell(done: int, total: int | None) -> None:
+        report("ending a rollback", done, total or 0)
+        await trio.lowlevel.checkpoint()
+
+    await volume.finish_rollback(tell)
 
 
 def _make_stripe_engine(

@@ -25,13 +25,14 @@ from dwfs.log import snapshot_holders
 from dwfs.node.assembly import Pool
 from dwfs.node.checking.disks import BadShards, check_headers, check_indexes, read_segments
 from dwfs.node.checking.mending import mend
-from dwfs.node.checking.paths import paths_of_inodes
+from dwfs.node.checking.paths import paths_of_files
 from dwfs.node.checking.references import check_references
 from dwfs.node.checking.report import CheckReport, Finding, Progress
 from dwfs.node.checking.stripes import check_stripes
 from dwfs.node.reclaim_target import VolumeReclaimTarget
 from dwfs.node.services.rescue import LostRanges, Rescuer
 from dwfs.ports import ShardFault
+from dwfs.send import unfinished_receive
 
 __all__ = ["CheckReport", "Finding", "check_pool"]
 
@@ -49,8 +50,11 @@ async def check_pool(
 ) -> CheckReport:
     """Check an open pool, and mend what can be mended while it is open.
 
-    Raises PosixError if it can't even be brought to rest.
+    Raises PosixError if it can't even be brought to rest, PoolBusyError in the middle of a receive.
     """
+    unfinished = unfinished_receive(pool.volume, pool.name)
+    if unfinished is not None:
+        raise unfinished  # names and inodes do not fit together before the stream's end
     first = await _look(pool, progress, read=read)
     if not repair or first.report.clean or pool.read_only:
         return first.report
@@ -81,7 +85,7 @@ async def _look(pool: Pool, progress: Progress, *, read: bool) -> _Look:
     # Of a stripe with too few sound shards most sectors may still be readable.
     rescuer = Rescuer(pool.volume, pool.stripes, VolumeReclaimTarget(pool.volume))
     damaged = await rescuer.sift(files.lost, copy=False)
-    report.damaged_files = await paths_of_inodes(pool.volume, damaged)
+    report.damaged_files = await paths_of_files(pool.volume, damaged)
     away = pool.foundation.lost_disks
     what = "can't be read in full while disks are away" if away else "has lost data"
     for name in report.damaged_files:

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -14,6 +15,7 @@ from dwfs.limits import CONTROL_RESPONSE_SIZE_MAX
 from dwfs.node.control import RefusedError
 
 OnProgress = Callable[[Mapping[str, object]], None]
+OnData = Callable[[bytes], None]  # must not raise OSError, which is taken for the connection's
 
 
 class NotListeningError(ControlError):
@@ -23,6 +25,7 @@ class NotListeningError(ControlError):
 class _Reply(msgspec.Struct, frozen=True):
     progress: dict[str, object] | None = None
     result: msgspec.Raw = msgspec.Raw()  # empty: not there
+    data: int | None = None  # so many bytes follow the line
     error: str | None = None
     exit_code: int = 1
 
@@ -37,6 +40,7 @@ def ask(
     *,
     timeout_seconds: float = 30.0,
     on_progress: OnProgress | None = None,
+    on_data: OnData | None = None,
 ) -> bytes:
     """Send one request to a pool's owner and return the result as JSON bytes.
 
@@ -54,6 +58,8 @@ def ask(
                         raise RefusedError(reply.error, reply.exit_code)
                     if reply.result:
                         return bytes(reply.result)
+                    if reply.data is not None and on_data is not None:
+                        on_data(_read_data(file, reply.data, path))
                     if reply.progress is not None and on_progress is not None:
                         on_progress(reply.progress)
         except TimeoutError:
@@ -80,6 +86,13 @@ def _connect(path: Path, timeout_seconds: float) -> socket.socket:
             f"can't reach the owning process on {path}: {error.strerror}"
         ) from None
     return connection
+
+
+def _read_data(file: BinaryIO, length: int, path: Path) -> bytes:
+    data = file.read(length) if 0 < length <= CONTROL_RESPONSE_SIZE_MAX else b""
+    if len(data) != length:
+        raise ControlError(f"the owning process closed the connection on {path}; see its log")
+    return data
 
 
 def _parse(line: bytes, path: Path) -> _Reply:

@@ -4,6 +4,7 @@ A Unix stream socket in the pool's runtime directory, mode 0600, one JSON object
 
     → {"request": "status", "arguments": {…}}
     ← {"progress": {…}}            any number of these
+    ← {"data": 1048576}            and so many bytes right after the line: any number of these, too
     ← {"result": …}                or
     ← {"error": "one line", "exit_code": 5}
 
@@ -24,6 +25,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -43,6 +45,8 @@ _log = logging.getLogger(__name__)
 Arguments = dict[str, object]
 Progress = Callable[[Mapping[str, object]], Awaitable[None]]
 Handler = Callable[[Arguments, Progress], Awaitable[object]]
+SendData = Callable[[bytes], Awaitable[None]]
+StreamHandler = Callable[[Arguments, Progress, SendData], Awaitable[object]]
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -66,11 +70,19 @@ class ControlServer:
     """Serves requests until cancelled. One per owned pool; the caller holds the pool's lock."""
 
     def __init__(
-        self, path: Path, handlers: Mapping[str, Handler], on_unforeseen: Callable[[], None]
+        self,
+        path: Path,
+        handlers: Mapping[str, Handler],
+        on_unforeseen: Callable[[], None],
+        streams: Mapping[str, StreamHandler] | None = None,
     ) -> None:
-        """`on_unforeseen` is called for each exception that no handler should have raised."""
+        """`on_unforeseen` is called for each exception that no handler should have raised.
+
+        `streams` handles requests whose answer is preceded by data.
+        """
         self._path = path
         self._handlers = dict(handlers)
+        self._streams = dict(streams or {})
         self._on_unforeseen = on_unforeseen
         self._connections = 0
         self._listener = _listen(path)
@@ -112,7 +124,12 @@ class ControlServer:
         except msgspec.DecodeError:
             await _send(stream, Failure("the request is not understood", 2))
             return
-        handler = self._handlers.get(request.request)
+        streamer = self._streams.get(request.request)
+        handler = (
+            self._handlers.get(request.request)
+            if streamer is None
+            else partial(_with_data, streamer, stream)
+        )
         if handler is None:
             await _send(stream, Failure(f"unknown request {request.request[:64]!r}", 2))
             return
@@ -150,6 +167,16 @@ class RefusedError(DwfsError):
     def __init__(self, text: str, exit_code: int) -> None:
         super().__init__(text)
         self.exit_code = exit_code  # type: ignore[misc]  # a ClassVar elsewhere: here it is the peer's
+
+
+async def _with_data(
+    handler: StreamHandler, stream: trio.SocketStream, arguments: Arguments, progress: Progress
+) -> object:
+    async def send_data(data: bytes) -> None:
+        # However long it takes: the client passes it on to somebody who may be slow.
+        await stream.send_all(msgspec.json.encode({"data": len(data)}) + b"\n" + data)
+
+    return await handler(arguments, progress, send_data)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -18,7 +18,6 @@ import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import trio
@@ -46,21 +45,17 @@ from dwfs.errors import (
     FormatError,
     NewerFormatError,
     NotEnoughDisksError,
-    PosixError,
     UsageError,
 )
 from dwfs.node.assembly import OpenOptions, Pool
+from dwfs.node.content_count import Content, count_content
 from dwfs.node.credential import Credential
 from dwfs.node.disks.survey import survey_disks
 from dwfs.node.keyslots import unlock
 from dwfs.node.lock import PoolLock
 from dwfs.node.pool import open_pool
 from dwfs.node.recovery import Report, discard_state
-from dwfs.types import ROOT_INODE, InodeNumber, PoolId
-from dwfs.volume import DirectoryEntry, Volume
-
-_BATCH: Final = 256
-_DIRECTORY_ENTRY: Final = 4  # DT_DIR
+from dwfs.types import PoolId
 
 
 class ImportPlan(msgspec.Struct, frozen=True):
@@ -88,15 +83,8 @@ class ImportedPool(msgspec.Struct, frozen=True):
     last_change_ns: int  # of the youngest change in the pool, since the Unix epoch
     unreadable: int  # damaged records met on the way; `dwfs check` says more
     notes: list[str]
-
-
-class _Content(msgspec.Struct):
-    """Counted by walking the recovered tree."""
-
-    files: int = 0
-    directories: int = 0
-    unreadable: int = 0
-    last_change_ns: int = 0
+    snapshots: int = 0
+    scheduled_snapshots: int = 0  # of them those that a schedule took, which is not on the disks
 
 
 def plan_import(
@@ -154,7 +142,7 @@ async def import_pool(
     await trio.to_thread.run_sync(_configure, directories, config)
     options = OpenOptions(report=report)
     async with open_pool(directories, config, credential, options) as pool:
-        content = await _count_content(pool.volume, report)
+        content = await count_content(pool.volume, report)
         return _describe(plan, pool, content)
 
 
@@ -330,58 +318,10 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-async def _count_content(volume: Volume, report: Report) -> _Content:
-    """Walk the whole tree: also the proof that every name can be read again."""
-    content = _Content()
-    seen: set[InodeNumber] = set()  # of files with several names
-    pending = [ROOT_INODE]
-    content.last_change_ns = volume.inode(ROOT_INODE).ctime_ns
-    total = max(0, volume.usage().inode_count - 1)
-    while pending:
-        directory, cookie = pending.pop(), 0
-        while entries := _read_directory(volume, directory, cookie, content):
-            cookie = entries[-1].cookie
-            for entry in entries:
-                if entry.type == _DIRECTORY_ENTRY:
-                    pending.append(entry.inode)
-                _count_inode(volume, entry.inode, content, seen)
-            report("counting files", content.files + content.directories, total)
-            await trio.lowlevel.checkpoint()
-    return content
-
-
-def _read_directory(
-    volume: Volume, directory: InodeNumber, cookie: int, content: _Content
-) -> list[DirectoryEntry]:
-    try:
-        return volume.read_directory(directory, cookie, _BATCH)
-    except PosixError:
-        content.unreadable += 1
-        return []
-
-
-def _count_inode(
-    volume: Volume, number: InodeNumber, content: _Content, seen: set[InodeNumber]
-) -> None:
-    if number in seen:
-        return
-    try:
-        inode = volume.inode(number)
-    except PosixError:
-        content.unreadable += 1
-        return
-    content.last_change_ns = max(content.last_change_ns, inode.ctime_ns)
-    if stat.S_ISDIR(inode.mode):
-        content.directories += 1
-        return
-    content.files += 1
-    if inode.nlink > 1:
-        seen.add(number)
-
-
-def _describe(plan: ImportPlan, pool: Pool, content: _Content) -> ImportedPool:
+def _describe(plan: ImportPlan, pool: Pool, content: Content) -> ImportedPool:
     header = pool.foundation.header
     absent = {member.id for member in plan.missing}
+    snapshots = pool.volume.snapshots()
     return ImportedPool(
         pool=pool.name,
         uuid=plan.config.uuid,
@@ -395,4 +335,6 @@ def _describe(plan: ImportPlan, pool: Pool, content: _Content) -> ImportedPool:
         last_change_ns=content.last_change_ns,
         unreadable=content.unreadable,
         notes=list(plan.notes),
+        snapshots=len(snapshots),
+        scheduled_snapshots=sum(1 for one in snapshots if one.automatic),
     )

@@ -34,6 +34,7 @@ from dwfs.node.disks.room import watch_space
 from dwfs.node.disks.watch import watch_disks
 from dwfs.node.foundation import Foundation, lay_foundation
 from dwfs.node.lock import PoolLock
+from dwfs.node.sending import Sending
 from dwfs.node.services.pool_services import Activity
 from dwfs.volume.store import StateDamagedError
 
@@ -154,6 +155,7 @@ def _start_tasks(pool: Pool, directories: Directories, nursery: trio.Nursery) ->
         directories.control_socket(pool.name),
         Administration(pool).handlers(),
         pool.supervisor.count_unforeseen,
+        Sending(pool).streams(),
     )
     nursery.start_soon(server.serve)
     for name, activity in (*_watching(pool), *_working(pool)):
@@ -183,6 +185,7 @@ def _working(pool: Pool) -> Iterator[tuple[str, Activity]]:
     yield "commit", pool.committer.run
     yield "snapshot", pool.snapshotter.run
     yield "purge", pool.filesystem.run_purger
+    yield "trash", pool.trash.run
     yield "reclaim", pool.cleaner.run
     yield "log healing", pool.copies.run
     yield "sweep", pool.sweep.run

@@ -16,6 +16,7 @@ from dwfs.node.status import (
     IfAdded,
     PoolStatus,
     ScrubStatus,
+    SnapshotSummary,
     SpaceStatus,
     UsageStatus,
     WorkStatus,
@@ -73,6 +74,7 @@ def report_status(pool: Pool, if_added_bytes: int | None = None) -> PoolStatus:
         scrub=None if services is None else services.scrub.status(),
         space=_space(pool, if_added_bytes),
         history=pool.foundation.disks.history(),
+        snapshots=_snapshots(pool),
     )
 
 
@@ -99,6 +101,18 @@ def _with_log(pool: Pool, disk: PoolDisk, status: DiskStatus) -> DiskStatus:
     log_bytes = pool.log.used_bytes(disk.id) + pool.snapshots.used_bytes(disk.id)
     return msgspec.structs.replace(
         status, log_bytes=log_bytes, used_bytes=status.used_bytes + log_bytes
+    )
+
+
+def _snapshots(pool: Pool) -> SnapshotSummary:
+    volume = pool.volume
+    snapshots = volume.snapshots()
+    return SnapshotSummary(
+        count=len(snapshots),
+        automatic=sum(1 for one in snapshots if one.automatic),
+        kept_bytes=volume.kept_bytes,
+        reaping=volume.reaping,
+        newest_ns=snapshots[-1].time_ns if snapshots else None,
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dwfs.errors import PosixError
+import trio
+
 from dwfs.stripe import LiveRange
-from dwfs.types import BackReference, Extent, Fragment, InodeNumber, StripeId
+from dwfs.types import Extent, Fragment, InodeNumber, StripeId
 from dwfs.volume import Volume
 from dwfs.volume.commands import Relocate
 
@@ -18,7 +19,14 @@ class VolumeReclaimTarget:
         self._volume = volume
 
     async def drop_dead(self, limit: int) -> int:
-        """Forget dead stripes durably, then delete their shards."""
+        """Forget dead stripes durably, then delete their shards.
+
+        What destroyed snapshots kept is settled before: it may be what makes stripes dead, and a
+        writer that waits for space must not be refused while it is there to be had.
+        """
+        while self._volume.settling:
+            await self._volume.reap()
+            await trio.lowlevel.checkpoint()
         return await self._volume.drop_dead_stripes(limit)
 
     async def settle(self) -> None:
@@ -26,12 +34,20 @@ class VolumeReclaimTarget:
         await self._volume.destage()
 
     def sparse_stripes(self, live_fraction: float, limit: int) -> list[StripeId]:
-        """Sealed stripes with few live bytes, worst first."""
+        """Sealed stripes with few live bytes, worst first.
+
+        None while destroyed snapshots' bytes are being settled: `Relocate` would do nothing.
+        """
+        if self._volume.settling:
+            return []
         return self._volume.catalog.sparse_stripes(live_fraction, limit)
 
-    def live_ranges(self, stripe: StripeId) -> list[LiveRange]:
-        """What of the stripe's summary the extent maps still use."""
-        return live_ranges(self._volume, stripe)
+    async def live_ranges(self, stripe: StripeId) -> list[LiveRange]:
+        """What of the stripe the extent maps still use, those of snapshots, too."""
+        return [
+            LiveRange(found.inode, found.offset, found.length, found.stripe_offset)
+            for found in await self._volume.mapped_ranges(stripe)
+        ]
 
     async def relocate(
         self,
@@ -52,30 +68,3 @@ class VolumeReclaimTarget:
             InodeNumber(inode), offset, length, stripe, stripe_offset, tuple(extents)
         )
         await self._volume.propose(command)
-
-
-def live_ranges(volume: Volume, stripe: StripeId) -> list[LiveRange]:
-    """File bytes that still map to the stripe, as far as its summary tells.
-
-    A range may have been written twice into one stripe; an extent belongs to the reference that
-    puts the same file byte at the same stripe byte.
-    """
-    found: dict[tuple[int, int], LiveRange] = {}
-    for reference in volume.summary(stripe):
-        for extent in _extents_of(volume, reference):
-            if (
-                extent.stripe == stripe
-                and extent.stripe_offset - extent.offset
-                == reference.stripe_offset - reference.offset
-            ):
-                found[reference.inode, extent.offset] = LiveRange(
-                    reference.inode, extent.offset, extent.length, extent.stripe_offset
-                )
-    return list(found.values())
-
-
-def _extents_of(volume: Volume, reference: BackReference) -> list[Extent]:
-    try:
-        return volume.extents(reference.inode, reference.offset, reference.length)
-    except PosixError:
-        return []  # the file is gone

@@ -158,6 +158,52 @@ class ScrubStatus(msgspec.Struct, frozen=True):
     disks: list[DiskScrubStatus] = []
 
 
+class SnapshotStatus(msgspec.Struct, frozen=True):
+    """One snapshot."""
+
+    name: str
+    created_ns: int
+    unique_bytes: int  # that come back when it alone is destroyed
+    logical_bytes: int  # what users had stored then
+    inodes: int  # files of all types then
+    automatic: bool  # taken by the schedule
+
+
+class SnapshotList(msgspec.Struct, frozen=True):
+    """What `dwfs snapshot list --json` prints."""
+
+    pool: str
+    snapshots: list[SnapshotStatus]  # oldest first
+    kept_bytes: int  # that are there for all snapshots together, and not in use any more
+    reaping: int  # destroyed snapshots whose space has not wholly come back
+
+
+class SnapshotAnswer(msgspec.Struct, frozen=True):
+    """The answer to a request that changes snapshots."""
+
+    text: str  # one line for people
+    snapshots: list[SnapshotStatus]  # that it concerned
+    complete: bool = True  # one that was taken has all that was written before
+
+
+class CloneAnswer(msgspec.Struct, frozen=True):
+    """A file that was cloned."""
+
+    pool: str
+    size_bytes: int
+    shared_bytes: int  # of these; the rest are holes
+
+
+class SnapshotSummary(msgspec.Struct, frozen=True):
+    """All snapshots of a pool together."""
+
+    count: int
+    automatic: int  # of them taken by the schedule
+    kept_bytes: int  # as in SnapshotList
+    reaping: int
+    newest_ns: int | None  # when the last one was taken
+
+
 class PoolStatus(msgspec.Struct, frozen=True):
     """All that `dwfs status --json` prints; field names are stable."""
 
@@ -183,6 +229,7 @@ class PoolStatus(msgspec.Struct, frozen=True):
     scrub: ScrubStatus | None = None
     space: SpaceStatus | None = None
     history: list[StateChange] = []  # of disks, oldest first
+    snapshots: SnapshotSummary | None = None  # null if the pool is not open
 
 
 def assess(

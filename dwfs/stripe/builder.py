@@ -91,17 +91,7 @@ class StripeBuilder:
     def append(self, inode: int, offset: int, data: memoryview) -> None:
         """Take all of `data`, which must fit into `room`."""
         size = len(data)
-        assert 0 < size <= self.capacity - self.length
-        assert not self.closed
-        if inode == self._inode and offset == self._inode_offset + self._run_length:
-            self._run_length += size
-        else:
-            self._end_reference()
-            self._inode = inode
-            self._inode_offset = offset
-            self._run_start = self.length
-            self._run_length = size
-        self.length += size
+        self._refer(inode, offset, size)
         filled = self._filled
         sector_size = self.sector_size
         position = 0
@@ -121,6 +111,20 @@ class StripeBuilder:
             self._tail[:rest] = data[position:]
             self._filled = rest
 
+    def _refer(self, inode: int, offset: int, size: int) -> None:
+        """Count `size` bytes more, and note for whom they are."""
+        assert 0 < size <= self.capacity - self.length
+        assert not self.closed
+        if inode == self._inode and offset == self._inode_offset + self._run_length:
+            self._run_length += size
+        else:
+            self._end_reference()
+            self._inode = inode
+            self._inode_offset = offset
+            self._run_start = self.length
+            self._run_length = size
+        self.length += size
+
     def _seal(self, plaintext: memoryview) -> None:
         start = self._sealed * self.sealed_size
         self._cipher.seal_sector(
@@ -139,18 +143,22 @@ class StripeBuilder:
 
     def close(self, geometry: Geometry) -> StripeLayout:
         """Seal the tail and zero the code's padding; nothing can be appended any more."""
-        assert self.length > 0
-        assert not self.closed
-        self._end_reference()
+        self._end()
         if self._filled:
             self._seal(self._tail[: self._filled])
             self._filled = 0
-        self.closed = True
         layout = StripeLayout(self.length, geometry, self.sector_size)
         padded = geometry.data * layout.shard_length
         if padded > layout.sealed_length:
             self._view[layout.sealed_length : padded] = bytes(padded - layout.sealed_length)
         return layout
+
+    def _end(self) -> None:
+        """Nothing can be appended any more."""
+        assert self.length > 0
+        assert not self.closed
+        self._end_reference()
+        self.closed = True
 
     def summary(self) -> tuple[BackReference, ...]:
         """Who the appended bytes were for, in order, contiguous runs merged."""
@@ -194,7 +202,7 @@ class StripeBuilder:
         parts[-1] = parts[-1][: offset + length - last * sector_size]
         return b"".join(parts)
 
-    def release(self) -> bytearray:
-        """Let go of the buffer; the stripe can't be read from here any more."""
+    def release(self) -> list[bytearray]:
+        """Let go of the buffers; the stripe can't be read from here any more."""
         self._view.release()
-        return self.buffer
+        return [self.buffer]

@@ -45,8 +45,10 @@ class Flight:
 
     def __init__(self, builder: StripeBuilder, layout: StripeLayout, seal: StripeSeal) -> None:
         self.builder = builder
+        # Layout and seal change when the stripe is compressed, which comes first; the seal's placement
+        # becomes true when the flight is SYNCED.
         self.layout = layout
-        self.seal = seal  # its placement becomes true when the flight is SYNCED
+        self.seal = seal
         self.state = FlightState.QUEUED
         self.placement: list[DiskId] = [NO_DISK] * layout.total
         # Shards put, but not yet covered by a sync of the store that took them.

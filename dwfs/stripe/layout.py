@@ -106,8 +106,8 @@ class StripeLayout:
 
 
 def layout_of(seal: StripeSeal) -> StripeLayout:
-    """The layout of a sealed stripe."""
-    return StripeLayout(seal.length, seal.geometry, seal.sector_size)
+    """The layout of a sealed stripe: of its stored bytes, if it is compressed (see `frames`)."""
+    return StripeLayout(seal.stored_length, seal.geometry, seal.sector_size)
 
 
 def absent_shards(seal: StripeSeal) -> list[int]:

@@ -105,7 +105,7 @@ class ShardMover:
             coder_of=coder_of,
             cipher_of=cipher_of,
             threads=threads,
-            read=stripes.read,
+            read=stripes.read_stored,
         )
         self._slots = trio.Semaphore(STRIPES_AT_ONCE)
         self._verifier = PutVerifier(disks)

@@ -36,8 +36,8 @@ class MovingStripes(Protocol):
     def forget(self, stripe: StripeId) -> None:
         """Its placement has changed in the catalog."""
 
-    async def read(self, stripe: StripeId, offset: int, length: int) -> bytes:
-        """See `DataStore.read`."""
+    async def read_stored(self, stripe: StripeId, offset: int, length: int) -> bytes:
+        """As `DataStore.read`, but bytes as they were sealed, perhaps compressed."""
 
 
 class MendRequest(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dwfs.ports import ShardFault
+from dwfs.stripe.frames import FrameMap
 from dwfs.stripe.layout import StripeLayout, layout_of
 from dwfs.stripe.sealing import StripeCipher
 from dwfs.types import DiskId, ShardKey, StripeId, StripeSeal
@@ -26,13 +27,18 @@ DamageObserver = Callable[[Damage], None]
 class OpenedStripe:
     """A sealed stripe made ready for reading."""
 
-    __slots__ = ("cipher", "keys", "layout", "seal")
+    __slots__ = ("cipher", "frames", "keys", "layout", "seal")
 
     def __init__(self, seal: StripeSeal, cipher: StripeCipher) -> None:
         self.seal = seal
         self.cipher = cipher
         self.layout: StripeLayout = layout_of(seal)
+        self.frames = None if seal.frames is None else FrameMap(seal.frames, seal.length)
         self.keys = tuple(ShardKey(seal.stripe, shard) for shard in range(self.layout.total))
+
+    def covers(self, offset: int, length: int) -> bool:
+        """Whether plaintext [offset, offset+length) is a non-empty range inside the stripe."""
+        return offset >= 0 and length > 0 and offset + length <= self.seal.length
 
 
 def padded(raw: bytes | memoryview, length: int) -> memoryview:

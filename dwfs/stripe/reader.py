@@ -3,6 +3,9 @@
 `read_now` never waits: it serves what the caches hold. `read` asks the disk that has the shard
 and, when that fails in any way or takes too long, rebuilds the very sectors that are wanted. Every byte that is
 returned has passed its sector's AEAD tag under the stripe's own key, so no source is trusted.
+
+That gives the *stored* bytes, which are the plaintext unless the stripe is compressed; then
+`expanding` asks for the stored bytes that it needs.
 """
 
 from __future__ import annotations
@@ -24,11 +27,12 @@ from dwfs.limits import (
 )
 from dwfs.ports import ShardFault
 from dwfs.stripe.cache import ReadAheadCache
+from dwfs.stripe.expanding import FrameExpander
 from dwfs.stripe.gather import ShardGatherer
 from dwfs.stripe.hedge import Answer
 from dwfs.stripe.layout import Run
 from dwfs.stripe.opened import OpenedStripe
-from dwfs.stripe.sealing import BufferPool, CipherFactory
+from dwfs.stripe.sealing import BufferPool, CipherFactory, ThreadRunner
 from dwfs.types import StripeId, StripeSeal
 
 
@@ -41,6 +45,7 @@ class StripeReader:
         cache: ReadAheadCache,
         cipher_of: CipherFactory,
         seal_of: Callable[[StripeId], StripeSeal | None],
+        threads: ThreadRunner,
     ) -> None:
         self._gatherer = gatherer
         self._cache = cache
@@ -50,6 +55,7 @@ class StripeReader:
         self._sectors: OrderedDict[tuple[StripeId, int], bytes] = OrderedDict()
         # Sectors are opened into memory that has been touched before, then copied out once.
         self._buffers = BufferPool(FUSE_WRITE_SIZE_MAX + 2 * SECTOR_SIZE, keep=2)
+        self._expander = FrameExpander(threads, self._stored_now, self._read_stored)
         self.rebuilt_runs = 0  # reads that needed other shards
 
     def forget(self, stripe: StripeId) -> None:
@@ -58,11 +64,13 @@ class StripeReader:
         self._cache.forget(stripe)
         for key in [key for key in self._sectors if key[0] == stripe]:
             del self._sectors[key]
+        self._expander.forget(stripe)
 
     def release_idle(self) -> None:
         """Drop what is only kept for speed and takes much memory."""
         self._cache.clear()
         self._sectors.clear()
+        self._expander.clear()
         self._buffers.drop()
 
     def prefetch(self, stripe: StripeId) -> None:
@@ -74,8 +82,36 @@ class StripeReader:
     def read_now(self, stripe: StripeId, offset: int, length: int) -> bytes | None:
         """Plaintext, if no disk has to be waited for."""
         opened = self._opened.get(stripe) or self._open(stripe)
-        if opened is None or not opened.layout.covers(offset, length):
+        if opened is None or not opened.covers(offset, length):
             return None
+        if opened.frames is not None:
+            return self._expander.read_now(opened, opened.frames, offset, length)
+        return self._stored_now(opened, offset, length)
+
+    async def read(self, stripe: StripeId, offset: int, length: int) -> bytes:
+        """Plaintext. Raises PosixError EIO if redundancy can't give it."""
+        opened = self._open(stripe)
+        if opened is None:
+            raise PosixError(EIO, f"stripe {stripe.hex()} is unknown")
+        if not opened.covers(offset, length):
+            raise PosixError(EIO, f"stripe {stripe.hex()} has no bytes at {offset}+{length}")
+        if opened.frames is not None:
+            return await self._expander.read(opened, opened.frames, offset, length)
+        return await self._read_stored(opened, offset, length)
+
+    async def read_stored(self, stripe: StripeId, offset: int, length: int) -> bytes:
+        """As `read`, of the bytes that were sealed."""
+        opened = self._open(stripe)
+        if opened is None:
+            raise PosixError(EIO, f"stripe {stripe.hex()} is unknown")
+        if not opened.layout.covers(offset, length):
+            raise PosixError(EIO, f"stripe {stripe.hex()} stores no bytes at {offset}+{length}")
+        return await self._read_stored(opened, offset, length)
+
+    # --- bytes as they were sealed -----------------------------------------------------------
+
+    def _stored_now(self, opened: OpenedStripe, offset: int, length: int) -> bytes | None:
+        stripe = opened.seal.stripe
         sector_size = opened.layout.sector_size
         first, last = offset // sector_size, (offset + length - 1) // sector_size
         if first == last:
@@ -105,13 +141,8 @@ class StripeReader:
         finally:
             self._buffers.give(buffer)
 
-    async def read(self, stripe: StripeId, offset: int, length: int) -> bytes:
-        """Plaintext. Raises PosixError EIO if redundancy can't give it."""
-        opened = self._open(stripe)
-        if opened is None:
-            raise PosixError(EIO, f"stripe {stripe.hex()} is unknown")
-        if not opened.layout.covers(offset, length):
-            raise PosixError(EIO, f"stripe {stripe.hex()} has no bytes at {offset}+{length}")
+    async def _read_stored(self, opened: OpenedStripe, offset: int, length: int) -> bytes:
+        stripe = opened.seal.stripe
         sector_size = opened.layout.sector_size
         first, last = offset // sector_size, (offset + length - 1) // sector_size
         runs = opened.layout.runs(first, last)
@@ -139,7 +170,7 @@ class StripeReader:
     def _cut(
         self, opened: OpenedStripe, first: int, last: int, out: memoryview, offset: int, length: int
     ) -> bytes:
-        """Plaintext [offset, offset+length) of the sectors `first` to `last` in `out`."""
+        """Bytes [offset, offset+length) of the sectors `first` to `last` in `out`."""
         layout = opened.layout
         base = first * layout.sector_size
         end = offset + length

@@ -10,7 +10,8 @@ Three ways, tried in this order for each shard that is wanted:
    mended: the plaintext is sealed under the stripe's own key once more, which yields the very
    bytes of the first time, because key, sector numbers and plaintext are the same. (Nothing else
    may ever be sealed under that key; here every plaintext sector has just been authenticated
-   under it.)
+   under it.) Of a compressed stripe that is what was sealed, still compressed: compressing again
+   may yield other bytes, with another version of the library.
 
 So a shard that was never damaged is never put at risk by its neighbours, and nothing is ever written
 that was not checked first.
@@ -38,7 +39,7 @@ from dwfs.stripe.sealing import CipherFactory, StripeCipher, ThreadRunner
 from dwfs.stripe.shard_header import header_fits
 from dwfs.types import Geometry, ShardKey, StripeId, StripeSeal
 
-PlaintextReader = Callable[[StripeId, int, int], Awaitable[bytes]]
+StoredReader = Callable[[StripeId, int, int], Awaitable[bytes]]
 
 
 class WholeShards:
@@ -70,7 +71,7 @@ class WholeShards:
 
 
 class ShardSource:
-    """Obtains whole shards. `read` gives authentic plaintext (`StripeStore.read`)."""
+    """Obtains whole shards. `read` gives authentic bytes as sealed (`StripeStore.read_stored`)."""
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class ShardSource:
         coder_of: Callable[[Geometry], ErasureCoder],
         cipher_of: CipherFactory,
         threads: ThreadRunner,
-        read: PlaintextReader,
+        read: StoredReader,
     ) -> None:
         self._disks = disks
         self._coder_of = coder_of
@@ -187,14 +188,14 @@ class ShardSource:
     async def _seal_again(self, shards: WholeShards, lost: Sequence[int]) -> dict[int, bytes]:
         seal = shards.seal
         try:
-            plaintext = await self._read(seal.stripe, 0, seal.length)
+            stored = await self._read(seal.stripe, 0, seal.stored_length)
         except (PosixError, AuthenticationError):
             return {}  # beyond redundancy
-        shards.read_bytes += seal.length
+        shards.read_bytes += seal.stored_length
         cipher = self._cipher_of(seal.stripe, seal.salt, seal.key_version)
         coder = self._coder(seal.geometry)
         return await self._threads.run(
-            sealed_shards, plaintext, shards.layout, cipher, coder, list(lost)
+            sealed_shards, stored, shards.layout, cipher, coder, list(lost)
         )
 
     def _coder(self, geometry: Geometry) -> ErasureCoder:
@@ -205,17 +206,17 @@ class ShardSource:
 
 
 def sealed_shards(
-    plaintext: bytes,
+    stored: bytes,
     layout: StripeLayout,
     cipher: StripeCipher,
     coder: ErasureCoder,
     wanted: Sequence[int],
 ) -> dict[int, bytes]:
-    """Payloads of the shards `wanted` of a stripe with that plaintext; takes milliseconds."""
-    assert len(plaintext) == layout.length
+    """Payloads of the shards `wanted` of a stripe with those stored bytes; takes milliseconds."""
+    assert len(stored) == layout.length
     width = layout.shard_length
     sealed = memoryview(bytearray(layout.data * width))
-    source = memoryview(plaintext)
+    source = memoryview(stored)
     for sector in range(layout.sectors):
         piece = source[sector * layout.sector_size : (sector + 1) * layout.sector_size]
         start = sector * layout.sealed_size

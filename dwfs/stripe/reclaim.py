@@ -67,8 +67,8 @@ class ReclaimTarget(Protocol):
     def sparse_stripes(self, live_fraction: float, limit: int) -> list[StripeId]:
         """Sealed stripes with at most that fraction of live bytes, worst first, none dead."""
 
-    def live_ranges(self, stripe: StripeId) -> list[LiveRange]:
-        """What of the stripe's summary the extent maps still use."""
+    async def live_ranges(self, stripe: StripeId) -> list[LiveRange]:
+        """What of the stripe's summary the extent maps still use, or used a moment ago."""
 
     async def relocate(
         self,
@@ -88,8 +88,10 @@ class ReclaimStore(Protocol):
     async def admit_for_reclaim(self, length: int) -> None:
         """As `DataStore.admit`, but may use the reserve: more is given back than taken."""
 
-    def append(self, inode: int, offset: int, data: bytes | memoryview) -> list[Fragment]:
-        """See DataStore."""
+    def append_moved(
+        self, source: StripeId, inode: int, offset: int, data: bytes | memoryview
+    ) -> list[Fragment]:
+        """As `DataStore.append`; the copy takes no more room than it did in `source`."""
 
     async def read(self, stripe: StripeId, offset: int, length: int) -> bytes:
         """See DataStore."""
@@ -229,7 +231,7 @@ class Cleaner:
 
     async def _empty(self, stripe: StripeId, pace: Pace) -> bool:
         """Copy what is alive; False if there is no room for copies now."""
-        ranges = self._target.live_ranges(stripe)
+        ranges = await self._target.live_ranges(stripe)
         if sum(live.length for live in ranges) >= PREFETCH_FROM:
             self._store.prefetch(stripe)
         self._tried.add(stripe)
@@ -255,7 +257,7 @@ class Cleaner:
         await self._store.admit_for_reclaim(piece.length)
         # No await between append and relocate's proposal: the copy has its reference
         # before any barrier can see it.
-        fragments = self._store.append(piece.inode, piece.offset, data)
+        fragments = self._store.append_moved(stripe, piece.inode, piece.offset, data)
         await self._target.relocate(
             piece.inode, piece.offset, piece.length, stripe, piece.stripe_offset, fragments
         )

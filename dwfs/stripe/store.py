@@ -1,6 +1,6 @@
 """`StripeStore`: the stripe layer's face, an implementation of `ports.DataStore`.
 
-Bytes enter by `append` into the one open stripe, leave it when it is full or rotated, and are then
+Bytes enter by `append` into the open stripe, leave it when it is full or rotated, and are then
 a *flight* of the writer until their seal is committed. Reads look in that order: open stripe,
 flights with a buffer, sealed stripes.
 
@@ -18,10 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from errno import EIO, ENOSPC
+from functools import partial
 from typing import NamedTuple
 
 import trio
 
+from dwfs.codec import LEVEL_DEFAULT, compression_level
 from dwfs.errors import PosixError
 from dwfs.limits import (
     LOG_INLINE_MAX,
@@ -36,6 +38,7 @@ from dwfs.limits import (
 from dwfs.ports import DiskListing, ErasureCoder, Randomness, StripeCatalog
 from dwfs.stripe.builder import StripeBuilder
 from dwfs.stripe.cache import ReadAheadCache
+from dwfs.stripe.compressing import CompressingBuilder
 from dwfs.stripe.disposal import ShardDisposal
 from dwfs.stripe.flight import Flight, FlightState
 from dwfs.stripe.gather import ShardGatherer
@@ -122,9 +125,12 @@ class StripeStore:
         )
         self._gatherer = ShardGatherer(disks, coder, coder_of, threads, self._found_damage, nursery)
         cache = ReadAheadCache(self._gatherer, nursery, STRIPE_READ_CACHE_SIZE)
-        self._reader = StripeReader(self._gatherer, cache, cipher_of, self._seal_of)
-        self._open: StripeBuilder | None = None
+        self._reader = StripeReader(self._gatherer, cache, cipher_of, self._seal_of, threads)
+        # The open stripes, by level: one but for what is moved out of compressed stripes when the
+        # volume isn't compressed any more.
+        self._open: dict[int | None, StripeBuilder] = {}
         self._live: dict[StripeId, StripeBuilder] = {}  # stripes that are readable in memory
+        self._level: int | None = None  # of compression
         self._unlogged = 0
         self._credit = 0
         self._damaged = 0
@@ -166,7 +172,7 @@ class StripeStore:
         return await self._reclaim.request() or await self._space.settle()
 
     def _waiting_bytes(self) -> int:
-        opened = 0 if self._open is None else self._open.length
+        opened = sum(builder.length for builder in self._open.values())
         return self._writer.waiting_bytes + opened
 
     def _look_at_space(self, length: int) -> bool:
@@ -179,6 +185,25 @@ class StripeStore:
 
     def append(self, inode: int, offset: int, data: bytes | memoryview) -> list[Fragment]:
         """Take data into the open stripe; returns where it went. Never awaits."""
+        return self._append(self._level, inode, offset, data)
+
+    def append_moved(
+        self, source: StripeId, inode: int, offset: int, data: bytes | memoryview
+    ) -> list[Fragment]:
+        """As `append`, of data read from the stripe `source`, which is to die for it.
+
+        What was compressed stays so: else reclaim could take more than it gives back.
+        """
+        level = self._level
+        if level is None:
+            seal = self._seal_of(source)
+            if seal is not None and seal.frames is not None:
+                level = LEVEL_DEFAULT
+        return self._append(level, inode, offset, data)
+
+    def _append(
+        self, level: int | None, inode: int, offset: int, data: bytes | memoryview
+    ) -> list[Fragment]:
         view = memoryview(data)
         size = len(view)
         self._credit -= size
@@ -186,26 +211,29 @@ class StripeStore:
         fragments: list[Fragment] = []
         position = 0
         while position < size:
-            builder = self._open or self._open_stripe()
+            builder = self._open.get(level) or self._open_stripe(level)
             count = min(builder.room, size - position)
             fragments.append(Fragment(builder.stripe, builder.length, count))
             piece = view if count == size else view[position : position + count]
             builder.append(inode, offset + position, piece)
             position += count
             if builder.room <= 0:
-                self.rotate()
+                self._writer.submit(self._open.pop(level))
         return fragments
 
-    def _open_stripe(self) -> StripeBuilder:
+    def _open_stripe(self, level: int | None) -> StripeBuilder:
         stripe = StripeId(self._randomness.bytes(STRIPE_ID_SIZE))
-        self._open = self._new_builder(stripe, STRIPE_SECTORS_MAX)
-        return self._open
+        builder = self._open[level] = self._new_builder(stripe, STRIPE_SECTORS_MAX, level)
+        return builder
 
-    def _new_builder(self, stripe: StripeId, sectors: int) -> StripeBuilder:
+    def _new_builder(self, stripe: StripeId, sectors: int, level: int | None) -> StripeBuilder:
         salt = self._randomness.bytes(STRIPE_SALT_SIZE)
         size = buffer_capacity(self._geometry.data, sectors, SECTOR_SIZE)
         full = sectors == STRIPE_SECTORS_MAX
-        builder = StripeBuilder(
+        make: Callable[..., StripeBuilder] = StripeBuilder
+        if level is not None:
+            make = partial(CompressingBuilder, level=level)
+        builder = make(
             stripe,
             salt,
             self._key_version,
@@ -217,10 +245,20 @@ class StripeStore:
         self._live[stripe] = builder
         return builder
 
+    def set_compression(self, setting: str) -> None:
+        """Compress what is appended from now on: "off", "zstd", "zstd-1" … "zstd-19".
+
+        Raises ValueError. What is there already stays as it is, and readable.
+        """
+        level = compression_level(setting)
+        if level != self._level:
+            self._level = level
+            self.rotate()
+
     def rotate(self) -> None:
         """Close the open stripe; it is coded and written in the background."""
-        builder, self._open = self._open, None
-        if builder is not None:
+        opened, self._open = self._open, {}
+        for builder in opened.values():
             self._writer.submit(builder)
 
     # --- the log's side ----------------------------------------------------------------------
@@ -286,7 +324,7 @@ class StripeStore:
         assert stripe not in self._live, "a stripe is restored once"
         end = max(part.offset + len(part.data) for part in parts)
         assert end <= STRIPE_SIZE_MAX
-        builder = self._new_builder(stripe, -(-end // SECTOR_SIZE))
+        builder = self._new_builder(stripe, -(-end // SECTOR_SIZE), self._level)
         for part in parts:
             fresh = memoryview(part.data)[max(0, builder.length - part.offset) :]
             assert part.offset <= builder.length, "logged data has no gaps"
@@ -323,6 +361,13 @@ class StripeStore:
                 raise PosixError(EIO, f"stripe {stripe.hex()} has no bytes at {offset}+{length}")
             return live.read(offset, length)
         return await self._reader.read(stripe, offset, length)
+
+    async def read_stored(self, stripe: StripeId, offset: int, length: int) -> bytes:
+        """As `read`, of a sealed stripe's bytes as they were sealed: compressed, if they were.
+
+        Offset and length count such bytes.
+        """
+        return await self._reader.read_stored(stripe, offset, length)
 
     def prefetch(self, stripe: StripeId) -> None:
         """Start reading the whole stripe into the read cache; returns at once."""

@@ -49,6 +49,7 @@ from dwfs.limits import (
 )
 from dwfs.ports import DiskListing, ErasureCoder, ShardStore
 from dwfs.stripe.builder import StripeBuilder
+from dwfs.stripe.compressing import CompressingBuilder
 from dwfs.stripe.disposal import delete_shards
 from dwfs.stripe.flight import NO_DISK, Flight, FlightState
 from dwfs.stripe.layout import buffer_capacity
@@ -112,7 +113,7 @@ class StripeWriter:
         return self._coder.geometry
 
     def submit(self, builder: StripeBuilder) -> None:
-        """Close the stripe and write it in the background."""
+        """Close the stripe and write it in the background, compressed if it is to be."""
         layout = builder.close(self.geometry)
         seal = StripeSeal(
             stripe=builder.stripe,
@@ -197,6 +198,8 @@ class StripeWriter:
     async def _write(self, flight: Flight) -> None:
         async with self._slots:
             flight.state = FlightState.WRITING
+            if isinstance(flight.builder, CompressingBuilder) and flight.builder.uncompressed:
+                await self._compress(flight, flight.builder)
             await self._code(flight)
             stored = await self._put_missing(flight)
         if stored:
@@ -210,6 +213,14 @@ class StripeWriter:
             flight.state = FlightState.FAILED
         self._notify()
         self._sync_if_due()
+
+    async def _compress(self, flight: Flight, builder: CompressingBuilder) -> None:
+        """Compress and seal, in steps: reads wait for the same worker threads."""
+        builder.lend(self._buffers.take(builder.sealed_capacity(self.geometry)))
+        while not builder.seal_some(await self._threads.run(builder.compress_some)):
+            pass
+        flight.layout, frames = builder.finish(self.geometry)
+        flight.seal = msgspec.structs.replace(flight.seal, frames=frames)
 
     async def _code(self, flight: Flight) -> None:
         if flight.parity or not flight.layout.parity:
@@ -368,13 +379,14 @@ class StripeWriter:
         flight.released = True
         self.in_memory -= 1
         self._on_released(flight)
-        buffer, parity_buffer = flight.builder.release(), flight.parity_buffer
+        buffers, parity_buffer = flight.builder.release(), flight.parity_buffer
         flight.parity = []
         flight.parity_buffer = None
         if flight.lent:
             return  # the garbage collector takes them when the disk lets go
         # All puts have returned (shielded by the disks' executors), so nobody reads the buffers.
-        self._buffers.give(buffer)
+        for buffer in buffers:
+            self._buffers.give(buffer)
         if parity_buffer is not None:
             self._parity_buffers.give(parity_buffer)
 

@@ -23,6 +23,7 @@ from dwfs.ports import Clock
 from dwfs.types import InodeNumber
 from dwfs.vfs import acl
 from dwfs.vfs.references import References
+from dwfs.vfs.snapshots import FIRST_SNAPSHOT_INODE
 from dwfs.volume.commands import SetAttributes, SetXattr
 from dwfs.volume.records import ACL_ACCESS, Inode
 from dwfs.volume.volume import Volume
@@ -72,6 +73,8 @@ class Attributes:
         adapter's to resolve, UTIME_OMIT is None. `clear_set_id`: a change of size is made by
         somebody without privilege, and nobody else clears the bits.
         """
+        if number >= FIRST_SNAPSHOT_INODE:
+            raise PosixError(errno.EROFS)
         inode = self._volume.inode(number)
         if mode is None and uid is None and gid is None and size is None:
             if inode.nlink == 0 and not self._references.is_open(number):
@@ -119,6 +122,8 @@ class Attributes:
 
     async def touch(self, number: InodeNumber, atime_ns: int) -> None:
         """Set the access time; a failure is nobody's concern but the log's."""
+        if number >= FIRST_SNAPSHOT_INODE:
+            return
         try:
             await self._volume.propose(
                 SetAttributes(number, None, None, None, None, atime_ns, None, None)

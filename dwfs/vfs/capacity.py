@@ -37,13 +37,22 @@ class Capacity:
         self._space = space
 
     def statfs(self) -> FilesystemStatistics:
-        """The volume's share of the pool."""
-        space = self._space()
-        inodes = self._volume.usage().inode_count
-        free_inodes = space.free_bytes // INODE_COST
+        """The volume's share of the pool.
+
+        With a quota: what is used, and what is left of the quota or of the pool, whichever is less.
+        """
+        space, usage, properties = self._space(), self._volume.usage(), self._volume.properties
+        size_bytes, free_bytes = space
+        inodes = usage.inode_count
+        free_inodes = free_bytes // INODE_COST
+        if properties.quota_bytes is not None:
+            free_bytes = max(0, min(free_bytes, properties.quota_bytes - usage.allocated_bytes))
+            size_bytes = usage.allocated_bytes + free_bytes
+        if properties.quota_inodes is not None:
+            free_inodes = max(0, min(free_inodes, properties.quota_inodes - inodes))
         return FilesystemStatistics(
-            blocks=space.size_bytes // BLOCK_SIZE,
-            free_blocks=space.free_bytes // BLOCK_SIZE,
+            blocks=size_bytes // BLOCK_SIZE,
+            free_blocks=free_bytes // BLOCK_SIZE,
             inodes=inodes + free_inodes,
             free_inodes=free_inodes,
         )

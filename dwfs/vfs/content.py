@@ -25,6 +25,8 @@ from dwfs.ports import Clock, DataStore
 from dwfs.types import Extent, Fragment, InodeNumber, StripeId
 from dwfs.vfs.attributes import Attributes, without_set_id
 from dwfs.vfs.handles import FileHandle, HandleTable
+from dwfs.vfs.readers import Reader, Readers
+from dwfs.vfs.references import References
 from dwfs.volume.commands import PunchHole, WriteExtents
 from dwfs.volume.records import Inode
 from dwfs.volume.volume import Volume
@@ -49,16 +51,20 @@ class Content:
     def __init__(
         self,
         volume: Volume,
+        readers: Readers,
         data: DataStore,
         clock: Clock,
         handles: HandleTable,
         attributes: Attributes,
+        references: References,
     ) -> None:
         self._volume = volume
+        self._readers = readers
         self._data = data
         self._clock = clock
         self._handles = handles
         self._attributes = attributes
+        self._references = references
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -70,7 +76,8 @@ class Content:
         """
         handle = self._handles.file(handle_number)
         number = handle.inode
-        inode = self._volume.inode(number)
+        reader = handle.reader
+        inode = reader.inode(number)
         size = inode.size
         if offset + length > size:
             length = size - offset
@@ -78,15 +85,15 @@ class Content:
                 return b""
         if offset + length < size or handle.run_bytes:
             self._read_ahead(handle, offset, offset + length, size)
-        extents = self._volume.extents(number, offset, length)
+        extents = reader.extents(number, offset, length)
         content: bytes | None = None
         whole = len(extents) == 1 and extents[0].length == length
         if whole:
             extent = extents[0]
             content = self._data.read_now(extent.stripe, extent.stripe_offset, length)
         if content is None:
-            content = await self._read_range(number, offset, length, looked=whole)
-            inode = self._volume.inode(number)
+            content = await self._read_range(reader, number, offset, length, looked=whole)
+            inode = reader.inode(number)
         due = self._attributes.access_due(inode)
         if due is not None:
             await self._attributes.touch(number, due)
@@ -94,24 +101,29 @@ class Content:
 
     async def read_inode(self, number: InodeNumber, offset: int, length: int) -> bytes:
         """As `read`, without a handle and without a trace."""
-        length = min(length, self._volume.inode(number).size - offset)
-        return await self._read_range(number, offset, length) if length > 0 else b""
+        return await self._read_clipped(self._readers.of(number), number, offset, length)
+
+    async def _read_clipped(
+        self, reader: Reader, number: InodeNumber, offset: int, length: int
+    ) -> bytes:
+        length = min(length, reader.inode(number).size - offset)
+        return await self._read_range(reader, number, offset, length) if length > 0 else b""
 
     async def _read_range(
-        self, number: InodeNumber, offset: int, length: int, *, looked: bool = False
+        self, reader: Reader, number: InodeNumber, offset: int, length: int, *, looked: bool = False
     ) -> bytes:
         """Exactly the bytes, zeros in holes. Raises PosixError EIO if any of them is lost.
 
         `looked`: the caller has just found that they can't be had without waiting.
         """
         for attempt in range(1, READ_ATTEMPTS + 1):
-            extents = self._volume.extents(number, offset, length)
+            extents = reader.extents(number, offset, length)
             try:
                 return await self._assemble(extents, offset, length, looked and attempt == 1)
             except PosixError as error:
                 if error.errno != errno.EIO or attempt == READ_ATTEMPTS:
                     raise
-                if self._volume.extents(number, offset, length) == extents:
+                if reader.extents(number, offset, length) == extents:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
@@ -177,7 +189,7 @@ class Content:
             return
         stop = min(end + READ_AHEAD, size)
         seen: set[StripeId] = set()
-        for extent in self._volume.extents(handle.inode, start, stop - start):
+        for extent in handle.reader.extents(handle.inode, start, stop - start):
             if extent.stripe not in seen:
                 if len(seen) == READ_AHEAD_STRIPES_MAX:
                     break
@@ -229,8 +241,56 @@ class Content:
     async def _write_piece(
         self, handle: FileHandle, offset: int, content: bytes | memoryview, *, times: bool
     ) -> None:
-        number = handle.inode
         await self._data.admit(len(content))
+        # no await from here until the bytes are appended: what fits now may not fit later
+        if self._volume.surely_fits(len(content)):
+            try:
+                await self._append(handle, offset, content, times=times)
+            except PosixError as error:
+                if error.errno != errno.EDQUOT:
+                    raise
+            else:
+                return
+        await self._write_what_fits(handle, offset, memoryview(content), times=times)
+
+    async def _write_what_fits(
+        self, handle: FileHandle, offset: int, content: memoryview, *, times: bool
+    ) -> None:
+        """Near the quota: write those parts that it lets pass, then raise EDQUOT if there are others.
+
+        Looked at before anything is appended: bytes that no file maps would take room all the same.
+        The machine has the last word. It refuses what it was asked for too late, after others who
+        waited for the same commit: then there is less room, and we look again.
+        """
+        volume, number = self._volume, handle.inode
+        end = offset + len(content)
+        if volume.next_fitting(number, offset, len(content)) != (offset, len(content)):
+            await self._references.relieve()
+        position, whole = offset, True
+        while position < end:
+            # no await until the part is appended
+            part = volume.next_fitting(number, position, end - position)
+            if part is None:
+                whole = False
+                break
+            start, length = part
+            piece = content[start - offset : start - offset + length]
+            try:
+                await self._append(handle, start, piece, times=times)
+            except PosixError as error:
+                if error.errno != errno.EDQUOT:
+                    raise
+                continue
+            whole = whole and start == position
+            position = start + length
+        if not whole:
+            raise PosixError(errno.EDQUOT)
+
+    async def _append(
+        self, handle: FileHandle, offset: int, content: bytes | memoryview, *, times: bool
+    ) -> None:
+        """Store the bytes and map them. The caller has been admitted."""
+        number = handle.inode
         fragments = self._data.append(number, offset, content)
         now = self._clock.wall_ns() if times else None
         mode = None if handle.privileged else _mode_after_write(self._volume.inode(number))
@@ -280,15 +340,16 @@ class Content:
 
     def seek(self, handle_number: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE. Raises PosixError ENXIO past the end."""
-        number = self._handles.file(handle_number).inode
-        size = self._volume.inode(number).size
+        handle = self._handles.file(handle_number)
+        number, reader = handle.inode, handle.reader
+        size = reader.inode(number).size
         if not 0 <= offset < size:
             raise PosixError(errno.ENXIO)
         if whence == os.SEEK_HOLE:
-            return min(self._volume.next_hole(number, offset), size)
+            return min(reader.next_hole(number, offset), size)
         if whence != os.SEEK_DATA:
             raise PosixError(errno.EINVAL)
-        found = self._volume.next_data(number, offset)
+        found = reader.next_data(number, offset)
         if found is None or found >= size:
             raise PosixError(errno.ENXIO)
         return found
@@ -297,17 +358,19 @@ class Content:
         self, source: int, source_offset: int, target: int, target_offset: int, length: int
     ) -> int:
         """copy_file_range(2): returns the bytes copied, fewer at the source's end."""
-        reader = self._handles.file(source)
-        if not reader.readable:
+        handle = self._handles.file(source)
+        if not handle.readable:
             raise PosixError(errno.EBADF)
-        if reader.inode == self._handles.file(target).inode and (
+        if handle.inode == self._handles.file(target).inode and (
             abs(source_offset - target_offset) < length
         ):
             raise PosixError(errno.EINVAL)
         copied = 0
         while copied < length:
             step = min(FUSE_WRITE_SIZE_MAX, length - copied)
-            content = await self.read_inode(reader.inode, source_offset + copied, step)
+            content = await self._read_clipped(
+                handle.reader, handle.inode, source_offset + copied, step
+            )
             if not content:
                 break
             await self.write(target, target_offset + copied, content)

@@ -26,11 +26,14 @@ from dwfs.types import InodeNumber
 from dwfs.vfs.attributes import AccessTime, Attributes
 from dwfs.vfs.caller import GroupsOf, no_groups
 from dwfs.vfs.capacity import Capacity, Space
+from dwfs.vfs.clones import Clones
 from dwfs.vfs.content import Content
 from dwfs.vfs.directories import Directories
 from dwfs.vfs.handles import HandleTable
 from dwfs.vfs.namespace import Namespace
+from dwfs.vfs.readers import Readers
 from dwfs.vfs.references import References, forget_all
+from dwfs.vfs.trash import Trash
 from dwfs.vfs.xattrs import ExtendedAttributes
 from dwfs.volume.records import Inode
 from dwfs.volume.volume import Volume
@@ -57,15 +60,17 @@ class Filesystem:
         if options is None:
             options = FilesystemOptions()
         self._volume = volume
+        self._readers = readers = Readers(volume)
         self._references = references = References(volume)
         self._handles = handles = HandleTable(references)
         self._attributes = attributes = Attributes(volume, clock, references, options.access_time)
-        names = Namespace(volume, clock, references, handles, attributes)
-        content = Content(volume, data, clock, handles, attributes)
-        directories = Directories(volume, references, handles, attributes)
-        xattrs = ExtendedAttributes(volume, clock, options.groups_of)
+        self.trash = trash = Trash(volume, clock, references, space)
+        names = Namespace(volume, readers, clock, references, handles, attributes, trash)
+        content = Content(volume, readers, data, clock, handles, attributes, references)
+        directories = Directories(volume, readers, references, handles, attributes)
+        xattrs = ExtendedAttributes(volume, readers, clock, options.groups_of)
 
-        self.getattr = volume.inode
+        self.getattr = readers.inode
         self.setattr = attributes.setattr
 
         self.lookup = names.lookup
@@ -86,9 +91,13 @@ class Filesystem:
         self.fallocate = content.fallocate
         self.seek = content.seek
         self.copy_range = content.copy_range
+        self.clone = Clones(volume, clock, references, trash).clone
         self.release = handles.close_file
+        self.put_off_refusal = handles.put_off_refusal
+        self.take_refusal = handles.take_refusal
 
         self.opendir = directories.opendir
+        self.find_directory_entry = directories.find_entry
         self.directory_entries = directories.entries
         self.mark_directory_read = directories.mark_read
         self.remember_entry = directories.remember
@@ -105,7 +114,12 @@ class Filesystem:
 
     def readlink(self, number: InodeNumber) -> bytes:
         """A symbolic link's target."""
-        return self._volume.inode(number).target
+        return self._readers.inode(number).target
+
+    @property
+    def has_byte_quota(self) -> bool:
+        """Whether writes may be refused with EDQUOT."""
+        return self._volume.properties.quota_bytes is not None
 
     def access_due(self, inode: Inode) -> int | None:
         """The new access time if reading `inode` now should set one."""

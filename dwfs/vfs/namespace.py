@@ -14,12 +14,15 @@ import stat
 from dwfs.errors import PosixError
 from dwfs.limits import NAME_LENGTH_MAX, SYMLINK_LENGTH_MAX
 from dwfs.ports import Clock
-from dwfs.types import InodeNumber
+from dwfs.types import ROOT_INODE, InodeNumber
 from dwfs.vfs import acl
 from dwfs.vfs.attributes import Attributes, without_set_id
 from dwfs.vfs.caller import Caller
 from dwfs.vfs.handles import FileHandle, HandleTable
+from dwfs.vfs.readers import Readers
 from dwfs.vfs.references import References
+from dwfs.vfs.snapshots import FIRST_SNAPSHOT_INODE, SNAPSHOTS_INODE, SNAPSHOTS_NAME
+from dwfs.vfs.trash import TRASH_NAME, Trash
 from dwfs.volume.commands import Create, Link, RemoveDirectory, Rename, Unlink
 from dwfs.volume.records import ACL_DEFAULT, Inode
 from dwfs.volume.volume import Volume
@@ -31,16 +34,20 @@ class Namespace:
     def __init__(
         self,
         volume: Volume,
+        readers: Readers,
         clock: Clock,
         references: References,
         handles: HandleTable,
         attributes: Attributes,
+        trash: Trash,
     ) -> None:
         self._volume = volume
+        self._readers = readers
         self._clock = clock
         self._references = references
         self._handles = handles
         self._attributes = attributes
+        self._trash = trash
 
     def lookup(self, parent: InodeNumber, name: bytes) -> Inode | None:
         """The inode of a name, or None if there is none.
@@ -50,6 +57,8 @@ class Namespace:
         """
         if len(name) > NAME_LENGTH_MAX:
             raise PosixError(errno.ENAMETOOLONG)
+        if parent >= FIRST_SNAPSHOT_INODE:
+            return self._lookup_in_snapshots(parent, name)
         if name == b".":
             number: InodeNumber | None = parent
         elif name == b"..":
@@ -57,6 +66,10 @@ class Namespace:
         else:
             number = self._volume.lookup(parent, name)
         if number is None:
+            if name == SNAPSHOTS_NAME and parent == ROOT_INODE:
+                return self._lookup_in_snapshots(SNAPSHOTS_INODE, b".")
+            if name == TRASH_NAME and parent == ROOT_INODE:
+                raise PosixError(errno.ENOENT)  # not for the kernel to keep: it is made by `unlink`
             return None
         inode = self._volume.inode(number)
         self._references.remember(number)
@@ -97,20 +110,35 @@ class Namespace:
                 raise
             return await self._open_existing(parent, name, flags, caller)
         # Not by `open`: the creator may write whatever mode it gave the file.
-        handle = self._handles.open_file(inode.number, flags, privileged=caller.uid == 0)
+        privileged = caller.uid == 0
+        handle = self._handles.open_file(inode.number, self._volume, flags, privileged=privileged)
         return handle, inode
 
-    async def open(self, number: InodeNumber, flags: int, caller: Caller) -> FileHandle:
-        """open(2) without O_CREAT, O_TRUNC included."""
-        inode = self._volume.inode(number)
+    async def open(
+        self, number: InodeNumber, flags: int, caller: Caller, *, times: bool = True
+    ) -> FileHandle:
+        """open(2) without O_CREAT, O_TRUNC included.
+
+        `times`: what O_TRUNC empties gets a new mtime and ctime; as for `Content.write`.
+        """
+        reader = self._readers.of(number)
+        inode = reader.inode(number)
         if stat.S_ISDIR(inode.mode):
             raise PosixError(errno.EISDIR)
-        handle = self._handles.open_file(number, flags, privileged=caller.uid == 0)
+        if number >= FIRST_SNAPSHOT_INODE and (
+            flags & os.O_TRUNC or flags & os.O_ACCMODE != os.O_RDONLY
+        ):
+            raise PosixError(errno.EROFS)
+        handle = self._handles.open_file(number, reader, flags, privileged=caller.uid == 0)
         if flags & os.O_TRUNC:
             mode = inode.mode if caller.uid == 0 else without_set_id(inode.mode)
             try:
                 await self._attributes.setattr(
-                    number, size=0, mode=None if mode == inode.mode else mode
+                    number,
+                    size=0,
+                    mode=None if mode == inode.mode else mode,
+                    mtime_ns=None if times else inode.mtime_ns,
+                    ctime_ns=None if times else inode.ctime_ns,
                 )
             except BaseException:  # whatever it was: the caller gets no handle, so it closes none
                 self._handles.close_file(handle.number)
@@ -119,12 +147,18 @@ class Namespace:
 
     async def link(self, number: InodeNumber, parent: InodeNumber, name: bytes) -> Inode:
         """Give a file one more name."""
+        self._readers.check_change(parent, name)
+        if number >= FIRST_SNAPSHOT_INODE:
+            raise PosixError(errno.EXDEV)
         inode = await self._volume.propose(Link(number, parent, name, self._clock.wall_ns()))
         self._references.remember(number)
         return inode
 
     async def unlink(self, parent: InodeNumber, name: bytes) -> None:
-        """Remove a name of anything but a directory."""
+        """Remove a name of anything but a directory; a file's last one may move to the trash."""
+        self._readers.check_change(parent, name)
+        if self._volume.properties.trash_days and await self._trash.receive(parent, name):
+            return
         inode = await self._volume.propose(Unlink(parent, name, self._clock.wall_ns()))
         if not inode.nlink:
             self._references.orphaned(inode.number)
@@ -135,6 +169,7 @@ class Namespace:
             raise PosixError(errno.EINVAL)
         if name == b"..":
             raise PosixError(errno.ENOTEMPTY)
+        self._readers.check_change(parent, name)
         inode = await self._volume.propose(RemoveDirectory(parent, name, self._clock.wall_ns()))
         self._references.orphaned(inode.number)
 
@@ -142,6 +177,8 @@ class Namespace:
         self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes, flags: int
     ) -> None:
         """renameat2(2); `flags` is 0, RENAME_NOREPLACE or RENAME_EXCHANGE."""
+        self._readers.check_change(parent, name)
+        self._readers.check_change(new_parent, new_name)
         replaced = await self._volume.propose(
             Rename(parent, name, new_parent, new_name, flags, self._clock.wall_ns())
         )
@@ -158,6 +195,7 @@ class Namespace:
         device: int = 0,
         target: bytes = b"",
     ) -> Inode:
+        self._readers.check_change(parent, name)
         directory = self._volume.inode(parent)
         gid = caller.gid
         if directory.mode & stat.S_ISGID:
@@ -172,9 +210,13 @@ class Namespace:
                 mode &= ~caller.umask
         number = self._volume.allocate_inode()
         now = self._clock.wall_ns()
-        inode = await self._volume.propose(
-            Create(parent, name, number, mode, caller.uid, gid, device, target, xattrs, now)
-        )
+        command = Create(parent, name, number, mode, caller.uid, gid, device, target, xattrs, now)
+        try:
+            inode = await self._volume.propose(command)
+        except PosixError as error:
+            if error.errno != errno.EDQUOT or not await self._references.relieve():
+                raise
+            inode = await self._volume.propose(command)
         self._references.remember(number)
         return inode
 
@@ -207,3 +249,17 @@ class Namespace:
             self._references.forget(number, 1)
             raise
         return handle, self._volume.inode(number)
+
+    def _lookup_in_snapshots(self, parent: InodeNumber, name: bytes) -> Inode:
+        """As `lookup`. Raises PosixError ENOENT, because the kernel shall not keep that there is none."""
+        if name == b".":
+            number: InodeNumber | None = parent
+        elif name == b"..":
+            number = self._readers.inode(parent).parent or None
+        else:
+            number = self._readers.of(parent).lookup(parent, name)
+        if number is None:
+            raise PosixError(errno.ENOENT)
+        inode = self._readers.inode(number)
+        self._references.remember(number)
+        return inode

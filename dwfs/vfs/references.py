@@ -26,6 +26,7 @@ from dwfs.volume.volume import Volume
 
 PURGE_BATCH_INODES: Final = 256  # orphans a purge command releases
 PURGE_DELAY_SECONDS: Final = 0.1  # how long the first orphan of a batch waits for company
+FORGET_SECONDS: Final = 0.05  # for the kernel to let go of what was deleted
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class References:
         self._opens: dict[InodeNumber, int] = {}
         self._orphans: set[InodeNumber] = set()
         self._purgeable: deque[InodeNumber] = deque(volume.orphans())
+        self._purging = trio.Lock()
         self._some = trio.Event()
         self._many = trio.Event()
         if self._purgeable:
@@ -107,13 +109,29 @@ class References:
             await self._some.wait()
             with trio.move_on_after(PURGE_DELAY_SECONDS):
                 await self._many.wait()
-            await self._purge_batch()
+            async with self._purging:
+                await self._purge_batch()
 
     async def purge_all(self) -> None:
         """Purge what can be purged, now: before the volume is closed. Stops at a failure."""
-        while self._purgeable:
-            if not await self._purge_batch():
-                return
+        async with self._purging:  # what the purger is at just now is purged then, too
+            while self._purgeable:
+                if not await self._purge_batch():
+                    return
+
+    async def relieve(self) -> bool:
+        """Purge now what waits for it, because it counts against a quota; False if nothing does.
+
+        The kernel tells of a file's last close, and gives its lookups back, a little later than it
+        sends the next request. Whoever deletes a file to make room for another shall not notice.
+        """
+        if not self._purgeable and not self._purging.locked():
+            if not self._orphans:
+                return False
+            with trio.move_on_after(FORGET_SECONDS):
+                await self._some.wait()
+        await self.purge_all()
+        return True
 
     async def _purge_batch(self) -> bool:
         """One command's worth. False if it failed; the orphans then wait for the next attempt."""

@@ -16,6 +16,8 @@ from dwfs.ports import Clock
 from dwfs.types import InodeNumber
 from dwfs.vfs import acl
 from dwfs.vfs.caller import Caller, GroupsOf, is_in_group
+from dwfs.vfs.readers import Readers
+from dwfs.vfs.snapshots import FIRST_SNAPSHOT_INODE
 from dwfs.volume.commands import RemoveXattr, SetAttributes, SetXattr
 from dwfs.volume.records import ACL_ACCESS, ACL_DEFAULT, Inode
 from dwfs.volume.volume import Volume
@@ -27,31 +29,31 @@ _NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
 class ExtendedAttributes:
     """Extended attributes of every kind of file."""
 
-    def __init__(self, volume: Volume, clock: Clock, groups_of: GroupsOf) -> None:
+    def __init__(self, volume: Volume, readers: Readers, clock: Clock, groups_of: GroupsOf) -> None:
         self._volume = volume
+        self._readers = readers
         self._clock = clock
         self._groups_of = groups_of
 
     def getxattr(self, number: InodeNumber, name: bytes) -> bytes:
         """The value. Raises PosixError ENODATA."""
-        inode = self._volume.inode(number)
+        reader = self._readers.of(number)
         # Most files have none, and the kernel asks of each written file for security.capability.
-        value = self._volume.get_xattr(number, name) if inode.xattr_count else None
+        value = reader.get_xattr(number, name) if reader.inode(number).xattr_count else None
         if value is None:
             raise PosixError(errno.ENODATA if _is_supported(name) else errno.EOPNOTSUPP)
         return value
 
     def listxattr(self, number: InodeNumber) -> list[bytes]:
         """All names, in no particular order."""
-        if not self._volume.inode(number).xattr_count:
-            return []
-        return self._volume.list_xattrs(number)
+        reader = self._readers.of(number)
+        return reader.list_xattrs(number) if reader.inode(number).xattr_count else []
 
     async def setxattr(
         self, number: InodeNumber, name: bytes, value: bytes, flags: int, caller: Caller
     ) -> None:
         """Set a value; `flags` is 0, XATTR_CREATE or XATTR_REPLACE."""
-        inode = self._volume.inode(number)
+        inode = self._changeable(number)
         self._check(inode, name)
         if len(value) > XATTR_VALUE_SIZE_MAX:
             raise PosixError(errno.E2BIG)
@@ -63,7 +65,7 @@ class ExtendedAttributes:
 
     async def removexattr(self, number: InodeNumber, name: bytes) -> None:
         """Remove an attribute. Raises PosixError ENODATA."""
-        self._check(self._volume.inode(number), name)
+        self._check(self._changeable(number), name)
         await self._volume.propose(RemoveXattr(number, name, self._clock.wall_ns()))
 
     async def _set_acl(self, inode: Inode, name: bytes, value: bytes, caller: Caller) -> None:
@@ -92,6 +94,11 @@ class ExtendedAttributes:
             await self._volume.propose(
                 SetAttributes(number, mode, None, None, None, None, None, now)
             )
+
+    def _changeable(self, number: InodeNumber) -> Inode:
+        if number >= FIRST_SNAPSHOT_INODE:
+            raise PosixError(errno.EROFS)
+        return self._volume.inode(number)
 
     def _check(self, inode: Inode, name: bytes) -> None:
         if len(name) > XATTR_NAME_LENGTH_MAX:

@@ -25,8 +25,9 @@ def _resize(state: VolumeState, inode: Inode, size: int) -> None:
     if size < inode.size:
         filemap.check_bounded(inode, size, limits.FILE_SIZE_MAX)
         balance: Balance = {}
-        filemap.truncate(state, inode, size, balance)
-        filemap.settle(state, inode, balance)
+        kept = state.new_kept()
+        filemap.truncate(state, inode, size, balance, kept)
+        filemap.settle(state, inode, balance, kept)
     inode.size = size
 
 
@@ -73,8 +74,9 @@ def purge(state: VolumeState, command: Purge) -> None:
             floor = filemap.truncation_floor(inode, budget)
             budget -= filemap.node_count(inode, floor)
             balance: Balance = {}
-            filemap.truncate(state, inode, floor, balance)
-            filemap.settle(state, inode, balance)
+            kept = state.new_kept()
+            filemap.truncate(state, inode, floor, balance, kept)
+            filemap.settle(state, inode, balance, kept)
             if floor:
                 inode.size = min(inode.size, floor)
                 state.inodes.put(number, inode)

@@ -1,6 +1,8 @@
 """Consistency check of a volume's state: a second, dumb derivation of everything that the machine
 keeps incrementally. Used by `dwfs check` and by the property tests after every run.
 
+What stands here is about the current state; `check_versions` adds what snapshots see.
+
 Findings are sentences for an operator. None is expected, ever, short of a damaged state database.
 """
 
@@ -10,9 +12,10 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 
-from dwfs.types import ROOT_INODE, Extent, StripeId
+from dwfs.types import ROOT_INODE, Extent
 from dwfs.volume import filemap
 from dwfs.volume import runs as node_runs
+from dwfs.volume.check_versions import check_versions
 from dwfs.volume.records import Inode
 from dwfs.volume.state import VolumeState
 from dwfs.volume.store import (
@@ -20,7 +23,6 @@ from dwfs.volume.store import (
     KIND_INODE,
     KIND_NODE,
     KIND_ORPHAN,
-    KIND_STRIPE,
     KIND_XATTR,
 )
 
@@ -31,9 +33,12 @@ def check(state: VolumeState) -> Iterator[str]:
     Memory grows with the number of inodes (a few hundred bytes each).
     """
     state.flush()
+    if state.meta.rolling_back:
+        yield "a rollback is not finished; it goes on when the pool is opened for writing"
+        return
     inodes = {
         int.from_bytes(key[1:9], "big"): state.inodes.decode(key, sealed)
-        for key, sealed in state.store.scan(KIND_INODE)
+        for key, sealed in state.versions.scan(KIND_INODE)
     }
     for number, inode in inodes.items():
         if inode.number != number:
@@ -42,6 +47,7 @@ def check(state: VolumeState) -> Iterator[str]:
     yield from _check_orphans(state, inodes)
     yield from _check_xattrs(state, inodes)
     yield from _check_extents(state, inodes)
+    yield from check_versions(state)
     if state.meta.inode_count != len(inodes):
         yield f"volume counts {state.meta.inode_count} inodes, there are {len(inodes)}"
     if inodes and max(inodes) >= state.meta.next_inode:
@@ -52,7 +58,7 @@ def _check_names(state: VolumeState, inodes: dict[int, Inode]) -> Iterator[str]:
     names: Counter[int] = Counter()
     entries: Counter[int] = Counter()
     subdirectories: Counter[int] = Counter()
-    for key, sealed in state.store.scan(KIND_DENTRY):
+    for key, sealed in state.versions.scan(KIND_DENTRY):
         parent = int.from_bytes(key[1:9], "big")
         for _, name, target, d_type in state.directories.table.decode(key, sealed):
             entries[parent] += 1
@@ -93,7 +99,7 @@ def _check_orphans(state: VolumeState, inodes: dict[int, Inode]) -> Iterator[str
 
 def _check_xattrs(state: VolumeState, inodes: dict[int, Inode]) -> Iterator[str]:
     counts: Counter[int] = Counter()
-    for key, sealed in state.store.scan(KIND_XATTR):
+    for key, sealed in state.versions.scan(KIND_XATTR):
         counts[int.from_bytes(key[1:9], "big")] += len(state.xattrs.decode(key, sealed))
     for number in counts.keys() - inodes.keys():
         yield f"extended attributes of missing inode {number}"
@@ -112,7 +118,6 @@ def _nodes(state: VolumeState, inode: Inode) -> Iterator[tuple[int, list[Extent]
 
 
 def _check_extents(state: VolumeState, inodes: dict[int, Inode]) -> Iterator[str]:
-    live: Counter[StripeId] = Counter()
     visited, total = 0, 0
     for number, inode in inodes.items():
         allocated = 0
@@ -126,7 +131,6 @@ def _check_extents(state: VolumeState, inodes: dict[int, Inode]) -> Iterator[str
                 if extent.offset < position or extent.length <= 0:
                     yield f"inode {number}: extent at {extent.offset} is out of order"
                 position = extent.offset + extent.length
-                live[extent.stripe] += extent.length
                 allocated += extent.length
                 seal = state.stripes.seal_of(extent.stripe)
                 if seal is not None and extent.stripe_offset + extent.length > seal.length:
@@ -138,24 +142,8 @@ def _check_extents(state: VolumeState, inodes: dict[int, Inode]) -> Iterator[str
         if allocated != inode.allocated_bytes:
             yield f"inode {number} counts {inode.allocated_bytes} bytes, has {allocated}"
         total += allocated
-    stored = sum(1 for _ in state.store.scan(KIND_NODE))
+    stored = sum(1 for _ in state.versions.scan(KIND_NODE))
     if stored != visited:
         yield f"{stored} extent nodes are stored, files refer to {visited}"
     if total != state.meta.allocated_bytes:
         yield f"volume counts {state.meta.allocated_bytes} allocated bytes, has {total}"
-    yield from _check_stripes(state, live)
-
-
-def _check_stripes(state: VolumeState, live: Counter[StripeId]) -> Iterator[str]:
-    seen: set[StripeId] = set()
-    for key, sealed in state.store.scan(KIND_STRIPE):
-        stripe = StripeId(key[1:])
-        seen.add(stripe)
-        record = state.stripes.table.decode(key, sealed)
-        if record.live_bytes != live[stripe]:
-            yield (
-                f"stripe {stripe.hex()} counts {record.live_bytes} live bytes, "
-                f"files refer to {live[stripe]}"
-            )
-    for stripe in live.keys() - seen:
-        yield f"stripe {stripe.hex()} is referred to, but unknown"

@@ -26,6 +26,8 @@ from dwfs.types import (
     StripeId,
     StripeSeal,
 )
+from dwfs.volume.properties import Properties
+from dwfs.volume.transfer import Origin, StateRecord, Totals
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
@@ -175,6 +177,95 @@ class MoveShards(msgspec.Struct, frozen=True, array_like=True, tag=14):
     moves: tuple[ShardMove, ...]
 
 
+class TakeSnapshot(msgspec.Struct, frozen=True, array_like=True, tag=15):
+    """Keep the state as it is now under a name."""
+
+    name: str
+    time_ns: int
+    automatic: bool
+
+
+class DestroySnapshot(msgspec.Struct, frozen=True, array_like=True, tag=16):
+    """Forget a snapshot. What only it kept is given back by `ReapSnapshots`."""
+
+    name: str
+
+
+class ReapSnapshots(msgspec.Struct, frozen=True, array_like=True, tag=17):
+    """Settle up to `limit` records of destroyed snapshots; nothing if there are none."""
+
+    limit: int
+
+
+class Rollback(msgspec.Struct, frozen=True, array_like=True, tag=18):
+    """Begin to make the newest snapshot the current state; `RollbackStep`s do it."""
+
+    name: str
+
+
+class RollbackStep(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """Go on with a rollback up to a key; b"" goes to the end and finishes it.
+
+    A key and not a number of records, because how many there are depends on when they were flushed.
+    """
+
+    until: bytes
+
+
+class SetProperties(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """Replace the volume's properties by these."""
+
+    properties: Properties
+
+
+class BeginReceive(msgspec.Struct, frozen=True, array_like=True, tag=21):
+    """Begin to make the volume what the snapshot `origin` is, from `base` on or from nothing."""
+
+    origin: Origin
+    base: Origin | None
+    time_ns: int
+
+
+class ReceiveRecords(msgspec.Struct, frozen=True, array_like=True, tag=22):
+    """Apply records of the stream that is being received; its data comes as `WriteExtents`."""
+
+    records: tuple[StateRecord, ...]
+
+
+class MarkReceived(msgspec.Struct, frozen=True, array_like=True, tag=23):
+    """All frames before `next_frame` have been applied; `digest` stands for their content."""
+
+    next_frame: int
+    digest: bytes
+
+
+class FinishReceive(msgspec.Struct, frozen=True, array_like=True, tag=24):
+    """Compare with what was sent, and take the snapshot that the stream was made for."""
+
+    totals: Totals
+
+
+class AbortReceive(msgspec.Struct, frozen=True, array_like=True, tag=25):
+    """Give an unfinished receive up: before the rollback, and when that is `done`."""
+
+    done: bool
+
+
+class CloneRange(msgspec.Struct, frozen=True, array_like=True, tag=26):
+    """Map file bytes of `target` to the stripe bytes to which `source` maps its own; holes, too.
+
+    The target's size grows to the range's end, as by a write.
+    """
+
+    source: InodeNumber
+    offset: int  # bytes, in the source
+    length: int
+    target: InodeNumber  # may be the source, if the ranges don't overlap
+    target_offset: int
+    time_ns: int  # mtime and ctime of the target
+    mode: int | None  # permission bits of the target, where a write clears set-user-id
+
+
 InodeCommand: TypeAlias = (
     Create
     | Link
@@ -183,10 +274,28 @@ InodeCommand: TypeAlias = (
     | SetAttributes
     | WriteExtents
     | PunchHole
+    | CloneRange
     | SetXattr
     | RemoveXattr
 )
-OtherCommand: TypeAlias = Rename | Purge | Relocate | DropStripes | MoveShards
+OtherCommand: TypeAlias = (
+    Rename
+    | Purge
+    | Relocate
+    | DropStripes
+    | MoveShards
+    | TakeSnapshot
+    | DestroySnapshot
+    | ReapSnapshots
+    | Rollback
+    | RollbackStep
+    | SetProperties
+    | BeginReceive
+    | ReceiveRecords
+    | MarkReceived
+    | FinishReceive
+    | AbortReceive
+)
 Command: TypeAlias = InodeCommand | OtherCommand
 
 

@@ -1,4 +1,4 @@
-"""Commands on file data: writes, holes, the cleaner's relocations, and dropped stripes."""
+"""Commands on file data: writes, holes, and dropped or moved stripes."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import stat
 
 from dwfs import limits
 from dwfs.errors import PosixError
-from dwfs.types import Extent
-from dwfs.volume import filemap
-from dwfs.volume.commands import DropStripes, MoveShards, PunchHole, Relocate, WriteExtents
+from dwfs.types import Extent, InodeNumber
+from dwfs.volume import filemap, quota
+from dwfs.volume.commands import DropStripes, MoveShards, PunchHole, WriteExtents
 from dwfs.volume.extents import Balance
 from dwfs.volume.records import Inode
 from dwfs.volume.state import VolumeState
 
 
-def _file(state: VolumeState, command: WriteExtents | PunchHole) -> Inode:
-    inode = state.inodes.get(command.inode)
+def regular_file(state: VolumeState, number: InodeNumber) -> Inode:
+    """Raises PosixError ENOENT, EISDIR, EINVAL."""
+    inode = state.inodes.get(number)
     if inode is None:
         raise PosixError(errno.ENOENT)
     if inode.mode & 0o170000 != stat.S_IFREG:
@@ -24,7 +25,8 @@ def _file(state: VolumeState, command: WriteExtents | PunchHole) -> Inode:
     return inode
 
 
-def _check_extent(extent: Extent) -> None:
+def check_extent(extent: Extent) -> None:
+    """Raises PosixError EINVAL or EFBIG."""
     offset, length = extent.offset, extent.length
     if offset < 0 or length <= 0 or extent.stripe_offset < 0 or len(extent.stripe) != 16:
         raise PosixError(errno.EINVAL, "not an extent")
@@ -33,17 +35,25 @@ def _check_extent(extent: Extent) -> None:
 
 
 def write_extents(state: VolumeState, command: WriteExtents) -> Inode:
-    """ENOENT, EISDIR, EINVAL, EFBIG."""
-    inode = _file(state, command)
+    """ENOENT, EISDIR, EINVAL, EFBIG, EDQUOT."""
+    inode = regular_file(state, command.inode)
     for extent in command.extents:
-        _check_extent(extent)
+        check_extent(extent)
+    if state.properties.quota_bytes is not None:
+        quota.check_write(state, inode, command.extents)
     balance: Balance = {}
+    kept = state.new_kept()
+    epoch = state.extent_epoch
     for extent in command.extents:
-        filemap.write(state, inode, extent, balance)
+        if extent.epoch != epoch:
+            extent = Extent(
+                extent.offset, extent.length, extent.stripe, extent.stripe_offset, epoch
+            )
+        filemap.write(state, inode, extent, balance, kept)
         end = extent.offset + extent.length
         if end > inode.size:
             inode.size = end
-    filemap.settle(state, inode, balance)
+    filemap.settle(state, inode, balance, kept)
     if command.mtime_ns is not None:
         inode.mtime_ns = inode.ctime_ns = command.mtime_ns
     if command.mode is not None:
@@ -54,37 +64,19 @@ def write_extents(state: VolumeState, command: WriteExtents) -> Inode:
 
 def punch_hole(state: VolumeState, command: PunchHole) -> Inode:
     """ENOENT, EISDIR, EINVAL, E2BIG (use `Volume.punch_hole`)."""
-    inode = _file(state, command)
+    inode = regular_file(state, command.inode)
     if command.offset < 0 or command.length <= 0:
         raise PosixError(errno.EINVAL)
     end = min(command.offset + command.length, inode.size)
     if command.offset < end:
         filemap.check_bounded(inode, command.offset, end)
         balance: Balance = {}
-        filemap.unmap(state, inode, command.offset, end, balance)
-        filemap.settle(state, inode, balance)
+        kept = state.new_kept()
+        filemap.unmap(state, inode, command.offset, end, balance, kept)
+        filemap.settle(state, inode, balance, kept)
     inode.mtime_ns = inode.ctime_ns = command.time_ns
     state.inodes.put(inode.number, inode)
     return inode
-
-
-def relocate(state: VolumeState, command: Relocate) -> None:
-    """EINVAL for extents outside the range. A file that is gone needs nothing."""
-    end = command.offset + command.length
-    for extent in command.extents:
-        _check_extent(extent)
-        if extent.offset < command.offset or extent.offset + extent.length > end:
-            raise PosixError(errno.EINVAL, "an extent outside the relocated range")
-    inode = state.inodes.get(command.inode)
-    if inode is None:
-        return
-    balance: Balance = {}
-    old_shift = command.stripe_offset - command.offset
-    for extent in command.extents:
-        filemap.relocate(state, inode, extent, command.stripe, old_shift, balance)
-    if balance:
-        filemap.settle(state, inode, balance)
-        state.inodes.put(inode.number, inode)
 
 
 def drop_stripes(state: VolumeState, command: DropStripes) -> None:

@@ -4,23 +4,39 @@ The first node's extents ride in the inode record while they are few (`Inode.inl
 file costs one record. All other nodes are records under a keyed hash of (inode, node number);
 `Inode.extent_runs` tells which may exist.
 
-These functions change the map and account the change in a `Balance`; `settle` then brings live
-bytes, the inode's allocation and the volume's total in line. Nothing here touches times or size.
+These functions change the map and account the change in a `Balance` and, where there are snapshots,
+in what they keep (`VolumeState.new_kept`); `settle` then brings live bytes, the inode's allocation and the volume's total in line. Nothing here touches times or size.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import Final
+from typing import Final, Protocol
 
 from dwfs import limits
 from dwfs.errors import PosixError
-from dwfs.types import Extent, StripeId
+from dwfs.types import Extent, InodeNumber
 from dwfs.volume import extents as extent_list
 from dwfs.volume import runs as node_runs
-from dwfs.volume.extents import Balance
+from dwfs.volume.extents import Balance, Kept
 from dwfs.volume.records import Inode
 from dwfs.volume.state import VolumeState
+
+
+class NodeReader(Protocol):
+    """Extent nodes by inode and number."""
+
+    def get(self, key: tuple[InodeNumber, int], /) -> list[Extent] | None:
+        """The node, or None."""
+
+
+class MapReader(Protocol):
+    """What reading a map needs of a state: the current one, or one that a snapshot keeps."""
+
+    @property
+    def nodes(self) -> NodeReader:
+        """All extent nodes."""
+
 
 SPAN: Final = limits.EXTENT_NODE_SPAN
 NODES_MAX: Final = 1024  # nodes that one command may visit: bounds its time to milliseconds
@@ -29,7 +45,7 @@ LAST_NODE: Final = limits.FILE_SIZE_MAX // SPAN
 assert SPAN * NODES_MAX >= 4 * limits.GIB, "files up to 4 GiB are truncated by one command"
 
 
-def settle(state: VolumeState, inode: Inode, balance: Balance) -> None:
+def settle(state: VolumeState, inode: Inode, balance: Balance, kept: Kept | None) -> None:
     """Bring the counters in line with changes of the map. The inode is to be put afterwards."""
     adjust = state.stripes.adjust
     total = 0
@@ -37,17 +53,23 @@ def settle(state: VolumeState, inode: Inode, balance: Balance) -> None:
         if change:
             adjust(stripe, change)
             total += change
+    if kept is not None:
+        for (epoch, stripe), length in kept.lengths.items():
+            state.kept.adjust(kept.seen_by, epoch, stripe, length)
+            total -= length
     inode.allocated_bytes += total
     state.meta.allocated_bytes += total
 
 
-def _load(state: VolumeState, inode: Inode, index: int) -> list[Extent] | None:
+def load(state: MapReader, inode: Inode, index: int) -> list[Extent] | None:
+    """Node `index`, or None."""
     if index == 0 and inode.inline is not None:
         return inode.inline
     return state.nodes.get((inode.number, index))
 
 
-def _store(state: VolumeState, inode: Inode, index: int, node: list[Extent]) -> None:
+def store(state: VolumeState, inode: Inode, index: int, node: list[Extent]) -> None:
+    """Take a changed node. The inode is to be put afterwards."""
     if index == 0 and inode.inline is not None:
         if len(node) <= limits.EXTENTS_INLINE_MAX:
             inode.inline = node
@@ -78,26 +100,28 @@ def split_at_nodes(extent: Extent) -> list[Extent]:
     return pieces
 
 
-def write(state: VolumeState, inode: Inode, extent: Extent, balance: Balance) -> None:
+def write(
+    state: VolumeState, inode: Inode, extent: Extent, balance: Balance, kept: Kept | None
+) -> None:
     """Map the extent's range to its stripe bytes."""
     index = extent.offset // SPAN
     if extent.offset + extent.length <= (index + 1) * SPAN:
-        node = _load(state, inode, index)
+        node = load(state, inode, index)
         if node is None:
             node = []
-        extent_list.insert(node, extent, balance)
-        _store(state, inode, index, node)
+        extent_list.insert(node, extent, balance, kept)
+        store(state, inode, index, node)
         return
     for piece in split_at_nodes(extent):
-        write(state, inode, piece, balance)
+        write(state, inode, piece, balance, kept)
 
 
-def read(state: VolumeState, inode: Inode, offset: int, length: int) -> list[Extent]:
+def read(state: MapReader, inode: Inode, offset: int, length: int) -> list[Extent]:
     """The extents within [offset, offset+length): clipped, sorted, holes absent."""
     end = offset + length
     first, last = offset // SPAN, (end - 1) // SPAN
     if first == last:
-        node = _load(state, inode, first)
+        node = load(state, inode, first)
         return extent_list.slice_range(node, offset, end) if node else []
     found: list[Extent] = []
     if first == 0 and inode.inline:
@@ -120,19 +144,21 @@ def check_bounded(inode: Inode, start: int, end: int) -> None:
         raise PosixError(errno.E2BIG, "touches too many extent nodes for one command")
 
 
-def unmap(state: VolumeState, inode: Inode, start: int, end: int, balance: Balance) -> None:
+def unmap(
+    state: VolumeState, inode: Inode, start: int, end: int, balance: Balance, kept: Kept | None
+) -> None:
     """Unmap [start, end). The caller has called `check_bounded`."""
     first, last = start // SPAN, (end - 1) // SPAN
     visited = list(node_runs.within(inode.extent_runs, first, last))
     if first == 0 and inode.inline:
         visited.insert(0, 0)
     for index in visited:
-        node = _load(state, inode, index)
+        node = load(state, inode, index)
         if not node:
             continue
-        extent_list.remove(node, start, end, balance)
+        extent_list.remove(node, start, end, balance, kept)
         if node:
-            _store(state, inode, index, node)
+            store(state, inode, index, node)
         else:
             _erase(state, inode, index)
     # Nodes that lie wholly inside are gone; the two at the edges may be, too.
@@ -141,13 +167,15 @@ def unmap(state: VolumeState, inode: Inode, start: int, end: int, balance: Balan
     if visited and inner_first <= inner_last:
         node_runs.discard(inode.extent_runs, inner_first, inner_last)
     for index in {first, last}:
-        if index in visited and not _load(state, inode, index):
+        if index in visited and not load(state, inode, index):
             node_runs.discard(inode.extent_runs, index, index)
 
 
-def truncate(state: VolumeState, inode: Inode, size: int, balance: Balance) -> None:
+def truncate(
+    state: VolumeState, inode: Inode, size: int, balance: Balance, kept: Kept | None
+) -> None:
     """Unmap everything from `size` on."""
-    unmap(state, inode, size, (LAST_NODE + 1) * SPAN, balance)
+    unmap(state, inode, size, (LAST_NODE + 1) * SPAN, balance, kept)
 
 
 def truncation_floor(inode: Inode, nodes: int = NODES_MAX) -> int:
@@ -161,26 +189,7 @@ def punch_ceiling(inode: Inode, offset: int, end: int) -> int:
     return end if last < 0 else min(end, (last + 1) * SPAN)
 
 
-def relocate(
-    state: VolumeState,
-    inode: Inode,
-    new: Extent,
-    old_stripe: StripeId,
-    old_shift: int,
-    balance: Balance,
-) -> None:
-    """Map those parts of `new`'s range to it that still map to `old_stripe`.
-
-    `old_shift` is stripe offset minus file offset in the old stripe.
-    """
-    for piece in read(state, inode, new.offset, new.length):
-        if piece.stripe == old_stripe and piece.stripe_offset - piece.offset == old_shift:
-            stripe_offset = new.stripe_offset + piece.offset - new.offset
-            moved = Extent(piece.offset, piece.length, new.stripe, stripe_offset)
-            write(state, inode, moved, balance)
-
-
-def next_data(state: VolumeState, inode: Inode, offset: int) -> int | None:
+def next_data(state: MapReader, inode: Inode, offset: int) -> int | None:
     """File offset of the first mapped byte at or after `offset`, or None."""
     first = offset // SPAN
     if first == 0 and inode.inline:
@@ -195,11 +204,11 @@ def next_data(state: VolumeState, inode: Inode, offset: int) -> int | None:
     return None
 
 
-def next_hole(state: VolumeState, inode: Inode, offset: int) -> int:
+def next_hole(state: MapReader, inode: Inode, offset: int) -> int:
     """File offset of the first unmapped byte at or after `offset`; at most the file's size."""
     while offset < inode.size:
         index = offset // SPAN
-        node = _load(state, inode, index)
+        node = load(state, inode, index)
         if not node:
             return offset
         for extent in extent_list.slice_range(node, offset, (index + 1) * SPAN):

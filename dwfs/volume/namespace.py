@@ -27,13 +27,14 @@ from dwfs.volume.commands import (
     Rename,
     Unlink,
 )
+from dwfs.volume.quota import check_create
 from dwfs.volume.records import Dentry, Inode
 from dwfs.volume.state import VolumeState
 from dwfs.volume.xattrs import add_initial, check_initial
 
 TYPE_MASK: Final = 0o170000
 PERMISSION_MASK: Final = 0o7777
-_TYPES: Final = frozenset(
+TYPES: Final = frozenset(
     (
         stat.S_IFREG,
         stat.S_IFDIR,
@@ -65,7 +66,8 @@ def _directory(state: VolumeState, number: InodeNumber) -> Inode:
     return inode
 
 
-def _check_name(name: bytes) -> None:
+def check_name(name: bytes) -> None:
+    """Raises PosixError ENAMETOOLONG, EINVAL."""
     if len(name) > limits.NAME_LENGTH_MAX:
         raise PosixError(errno.ENAMETOOLONG)
     if not name or name == b"." or name == b".." or b"/" in name or b"\0" in name:
@@ -85,10 +87,10 @@ def _stamp(state: VolumeState, directory: Inode, time_ns: int) -> None:
 
 
 def create(state: VolumeState, command: Create) -> Inode:
-    """EEXIST, ENOENT, ENOTDIR, EMLINK, ENAMETOOLONG, EINVAL, ENOSPC, and what xattrs give."""
+    """EEXIST, ENOENT, ENOTDIR, EMLINK, ENAMETOOLONG, EINVAL, ENOSPC, EDQUOT, and xattrs' errors."""
     mode, number, time_ns = command.mode, command.inode, command.time_ns
     kind = mode & TYPE_MASK
-    if kind not in _TYPES:
+    if kind not in TYPES:
         raise PosixError(errno.EINVAL, "not a file type")
     meta = state.meta
     if number < ROOT_INODE or (
@@ -135,12 +137,14 @@ def _enter(state: VolumeState, command: Create, kind: int) -> None:
     """The part of `create` that concerns the parent: validate, then insert the name."""
     name = command.name
     parent = _directory(state, command.parent)
-    _check_name(name)
+    check_name(name)
     if state.directories.find(parent.number, name) is not None:
         raise PosixError(errno.EEXIST)
     is_directory = kind == stat.S_IFDIR
     if is_directory and parent.nlink >= limits.LINKS_MAX:
         raise PosixError(errno.EMLINK)
+    if state.properties.quota_inodes is not None:
+        check_create(state)
     state.directories.insert(parent.number, name, command.inode, kind >> _TYPE_SHIFT)
     parent.entry_count += 1
     parent.nlink += is_directory
@@ -157,7 +161,7 @@ def link(state: VolumeState, command: Link) -> Inode:
     if inode.nlink >= limits.LINKS_MAX:
         raise PosixError(errno.EMLINK)
     parent = _directory(state, command.parent)
-    _check_name(command.name)
+    check_name(command.name)
     if state.directories.find(parent.number, command.name) is not None:
         raise PosixError(errno.EEXIST)
     state.directories.insert(parent.number, command.name, inode.number, inode.mode >> _TYPE_SHIFT)
@@ -233,7 +237,7 @@ def rename(state: VolumeState, command: Rename) -> Inode | None:
     source_parent = _directory(state, command.parent)
     target_parent = _directory(state, command.new_parent)
     source = _entry(state, source_parent.number, command.name)
-    _check_name(command.new_name)
+    check_name(command.new_name)
     target = state.directories.find(target_parent.number, command.new_name)
     if flags == RENAME_NOREPLACE and target is not None:
         raise PosixError(errno.EEXIST)

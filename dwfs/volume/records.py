@@ -11,12 +11,12 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from dwfs.types import FIRST_EPOCH, Epoch, Extent, InodeNumber, LogSequence, StripeSeal
+from dwfs.types import FIRST_EPOCH, NO_EPOCH, Epoch, Extent, InodeNumber, LogSequence, StripeSeal
 
 ACL_ACCESS: Final = 1  # bit in Inode.acl_flags: system.posix_acl_access is present
 ACL_DEFAULT: Final = 2  # bit in Inode.acl_flags: system.posix_acl_default is present
 
-STATE_FORMAT: Final = 1
+STATE_FORMAT: Final = 2
 
 
 class Inode(msgspec.Struct, array_like=True, eq=False):
@@ -48,7 +48,7 @@ class Inode(msgspec.Struct, array_like=True, eq=False):
 class StripeRecord(msgspec.Struct, array_like=True, eq=False):
     """What the state knows of a stripe; the seal's summary is kept apart, under key kind 'Y'."""
 
-    live_bytes: int
+    live_bytes: int  # mapped by the current state or a snapshot
     seal: StripeSeal | None  # None: not sealed as far as the state knows
 
 
@@ -62,6 +62,23 @@ class Meta(msgspec.Struct, array_like=True, eq=False):
     epoch: Epoch = FIRST_EPOCH
     inode_count: int = 0  # orphans included
     allocated_bytes: int = 0  # sum over inodes
+    kept_bytes: int = 0  # that only snapshots map: sum of all `B` records
+    reaping: list[Epoch] = msgspec.field(default_factory=list)  # destroyed; bytes not settled yet
+    sweeping: list[Epoch] = msgspec.field(default_factory=list)  # settled; versions not removed yet
+    rolling_back: Epoch = NO_EPOCH  # to this snapshot; then nothing else is possible
+    rollback_cursor: bytes = b""  # keys before it are done
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True):
+    """A moment of the volume that is kept, by the name under which people know it."""
+
+    name: str
+    epoch: Epoch  # it has everything that was applied in this epoch or before
+    slot: int  # 1 … SNAPSHOT_SLOTS_MAX: the upper bits of inode numbers in views of it
+    time_ns: int  # when it was taken, since the Unix epoch
+    inode_count: int
+    allocated_bytes: int
+    automatic: bool = False  # made by a schedule, which may prune it
 
 
 class DirectoryEntry(NamedTuple):
@@ -71,6 +88,13 @@ class DirectoryEntry(NamedTuple):
     name: bytes
     inode: InodeNumber
     type: int  # file type as in d_type: mode >> 12
+
+
+class DirectoryPage(NamedTuple):
+    """Some of a directory's names."""
+
+    entries: list[DirectoryEntry]
+    following: int | None  # the cookie from which to go on; None: there are no more
 
 
 class Usage(NamedTuple):

@@ -262,6 +262,7 @@ class EmbeddedReplicator:
             count, size = 0, 0
             for seal in self._seals:
                 size += 128 + 24 * len(seal.placement) + 36 * len(seal.summary)
+                size += 0 if seal.frames is None else 32 + len(seal.frames.lengths)
                 if size > BATCH_SEALS_SIZE and count:
                     break
                 count += 1

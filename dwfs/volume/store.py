@@ -5,7 +5,8 @@ it and cost a microsecond or two. `commit` ends it and begins the next. LMDB nev
 the log is the truth, and after a power cut the environment is discarded (see docs/formats.md).
 
 Every value is sealed with its key as associated data, so a value that was moved to another key does
-not open. What stays visible to a thief of the state directory: the number of records of each kind,
+not open. Empty values are the exception: they only mark that something was there (`mark`), and who
+can forge one can as well remove keys, which nothing notices either. What stays visible to a thief of the state directory: the number of records of each kind,
 inode numbers, and the rough size of each value.
 
 After a failed write or commit the transaction is lost, and with it changes that the caches above
@@ -16,9 +17,9 @@ next mount recovers from the log.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias, cast
 
 import lmdb
 
@@ -27,9 +28,9 @@ from dwfs.errors import AuthenticationError, DwfsError, NoSpaceError, PosixError
 
 MAP_SIZE: Final = 256 * limits.GIB  # address space, not disk space: the ceiling of the state's size
 
-# Keys end in the complement of the epoch in which they were written, so newer versions come first.
-EPOCH_SUFFIX: Final = (0xFFFFFFFF - 1).to_bytes(4, "big")
 META_KEY: Final = b"Mstate"
+PROPERTIES_KEY: Final = b"Mproperties"
+RECEIVE_KEY: Final = b"Mreceive"
 
 KIND_INODE: Final = b"I"
 KIND_DENTRY: Final = b"D"
@@ -38,6 +39,18 @@ KIND_XATTR: Final = b"X"
 KIND_ORPHAN: Final = b"O"
 KIND_STRIPE: Final = b"S"
 KIND_SUMMARY: Final = b"Y"
+KIND_REFERENCE: Final = b"R"
+KIND_SNAPSHOT: Final = b"N"
+KIND_KEPT_VERSION: Final = b"V"
+KIND_KEPT_BYTES: Final = b"B"
+KIND_KEPT_TOTAL: Final = b"U"
+# Where one database is to hold several volumes, this tells whose the last four are.
+ONLY_VOLUME: Final = bytes(4)
+
+
+Get: TypeAlias = Callable[[bytes], bytes | None]
+Put: TypeAlias = Callable[[bytes, bytes], None]
+Delete: TypeAlias = Callable[[bytes], None]
 
 
 class ValueCipher(Protocol):
@@ -105,6 +118,7 @@ class StateStore:
 
     def _begin(self) -> None:
         self._transaction = self._environment.begin(write=True)
+        self._cursor: lmdb.Cursor | None = None
         self._get = self._transaction.get
         self._put = self._transaction.put
         self._delete = self._transaction.delete
@@ -138,12 +152,68 @@ class StateStore:
             detail = f"damaged value in {self._path}; rebuild the state with `dwfs import`"
             raise StateDamagedError(errno.EIO, detail) from error
 
+    def seek(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """The first (key, sealed value) at or after `key`, or None."""
+        cursor = self._cursor
+        if cursor is None:
+            cursor = self._cursor = self._transaction.cursor()
+        # bytes, and not views of them: the environment was opened without `buffers`
+        return cast("tuple[bytes, bytes]", cursor.item()) if cursor.set_range(key) else None
+
+    def seek_before(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """The last (key, sealed value) before `key`, or None."""
+        cursor = self.cursor()
+        present = cursor.prev() if cursor.set_range(key) else cursor.last()
+        return cast("tuple[bytes, bytes]", cursor.item()) if present else None
+
+    def cursor(self) -> lmdb.Cursor:
+        """A cursor over everything, for a walk during which nothing is changed."""
+        return self._transaction.cursor()
+
+    def has(self, key: bytes) -> bool:
+        """Whether the key is there, with whatever value."""
+        return self._get(key) is not None
+
+    def count(self) -> int:
+        """How many keys there are."""
+        count: int = self._transaction.stat(self._environment.open_db(None, self._transaction))[
+            "entries"
+        ]
+        return count
+
+    def mark(self, key: bytes) -> None:
+        """Store an empty value, unsealed."""
+        try:
+            self._put(key, b"")
+        except lmdb.Error as error:
+            raise self._failure("write", error) from error
+
     def put(self, key: bytes, value: bytes) -> None:
         """Seal and store."""
         try:
             self._put(key, self._seal_value(value, key))
         except lmdb.Error as error:
             raise self._failure("write", error) from error
+
+    def with_suffix(self, suffix: bytes) -> tuple[Get, Put, Delete]:
+        """`get`, `put` and `delete` of keys to which `suffix` is added: one call instead of two."""
+
+        def get(key: bytes) -> bytes | None:
+            stored = key + suffix
+            sealed = self._get(stored)
+            return None if sealed is None else self.unseal(stored, sealed)
+
+        def put(key: bytes, value: bytes) -> None:
+            stored = key + suffix
+            try:
+                self._put(stored, self._seal_value(value, stored))
+            except lmdb.Error as error:
+                raise self._failure("write", error) from error
+
+        def delete(key: bytes) -> None:
+            self.delete(key + suffix)
+
+        return get, put, delete
 
     def delete(self, key: bytes) -> None:
         """Remove the key; a key that is not there is fine."""

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from dwfs import limits
 from dwfs.types import BackReference, ShardMove, StripeId, StripeSeal
 from dwfs.volume.records import StripeRecord
-from dwfs.volume.store import KIND_STRIPE, KIND_SUMMARY, StateStore
+from dwfs.volume.store import KIND_REFERENCE, KIND_STRIPE, KIND_SUMMARY, StateStore
 from dwfs.volume.table import Table
 
 # Fuller stripes are never worth copying. Random overwrites of a pool that is 90 % full leave no
@@ -29,7 +29,16 @@ SPARSE_CLASSES: Final = 32  # of live share: the worst are found without looking
 DIRTY_QUOTA: Final = limits.DIRTY_OBJECTS_MAX // 4
 
 _encoder = msgspec.msgpack.Encoder()
+_reference_decoder = msgspec.msgpack.Decoder(BackReference)
 _summary_decoder = msgspec.msgpack.Decoder(tuple[BackReference, ...])
+
+
+class StripeTotals(NamedTuple):
+    """What the sealed stripes hold, dead bytes included; neither tags nor parity."""
+
+    stripes: int
+    logical_bytes: int  # as they were written
+    stored_bytes: int  # as they were sealed: less, if they were compressed
 
 
 class StripeTable:
@@ -50,15 +59,25 @@ class StripeTable:
         self._classes: list[dict[StripeId, None]] = [{} for _ in range(SPARSE_CLASSES)]
         self._pins: Counter[StripeId] = Counter()
         self._untracked = False  # some sparse stripe found no room in _sparse
+        self._totals = StripeTotals(0, 0, 0)
         self._scan()
 
     def _scan(self) -> None:
         self._untracked = False
+        self._totals = StripeTotals(0, 0, 0)
         for key, sealed in self._store.scan(KIND_STRIPE):
             stripe = StripeId(key[1:])
             record = self.table.peek(stripe) or self.table.decode(key, sealed)
-            if record.seal is not None and stripe not in self._dead:
-                self._classify(stripe, record.live_bytes, record.seal.length)
+            if record.seal is not None:
+                self._count(record.seal, 1)
+                if stripe not in self._dead:
+                    self._classify(stripe, record.live_bytes, record.seal.length)
+
+    def _count(self, seal: StripeSeal, sign: int) -> None:
+        stripes, logical, stored = self._totals
+        self._totals = StripeTotals(
+            stripes + sign, logical + sign * seal.length, stored + sign * seal.stored_length
+        )
 
     def _classify(self, stripe: StripeId, live_bytes: int, length: int) -> None:
         self._untrack(stripe)
@@ -108,6 +127,7 @@ class StripeTable:
         self._store.put(KIND_SUMMARY + stripe, _encoder.encode(seal.summary))
         record.seal = msgspec.structs.replace(seal, summary=())
         self.table.put(stripe, record)
+        self._count(seal, 1)
         self._classify(stripe, record.live_bytes, seal.length)
 
     def move(self, move: ShardMove) -> bool:
@@ -138,13 +158,40 @@ class StripeTable:
         if not self._pins[stripe]:
             del self._pins[stripe]
 
+    def refer(self, stripe: StripeId, reference: BackReference) -> None:
+        """Note a file range that came to map to the stripe in another way than by being written.
+
+        From here on the summary tells of it, too.
+        """
+        key = (
+            KIND_REFERENCE
+            + stripe
+            + self._store.names.node(reference.inode, reference.offset)
+            + reference.stripe_offset.to_bytes(8, "big")
+        )
+        value = self._store.get(key)
+        if value is None or _reference_decoder.decode(value).length < reference.length:
+            self._store.put(key, _encoder.encode(reference))
+
+    def _referring(self, stripe: StripeId) -> tuple[BackReference, ...]:
+        return tuple(
+            _reference_decoder.decode(self._store.unseal(key, sealed))
+            for key, sealed in self._store.scan(KIND_REFERENCE + stripe)
+        )
+
+    def _forget_references(self, stripe: StripeId) -> None:
+        for key in [key for key, _ in self._store.scan(KIND_REFERENCE + stripe)]:
+            self._store.delete(key)
+
     def drop(self, stripe: StripeId) -> bool:
         """Forget a dead, sealed stripe; tells whether it was one."""
         record = self.table.get(stripe)
         if record is None or record.seal is None or record.live_bytes:
             return False
+        self._count(record.seal, -1)
         self.table.delete(stripe)
         self._store.delete(KIND_SUMMARY + stripe)
+        self._forget_references(stripe)
         self._dead.pop(stripe, None)
         return True
 
@@ -154,6 +201,7 @@ class StripeTable:
         """
         self.table.flush()
         needed: list[StripeId] = []
+        forgotten: list[StripeId] = []
         for key, sealed in self._store.scan(KIND_STRIPE):
             record = self.table.decode(key, sealed)
             if record.seal is None:
@@ -161,6 +209,9 @@ class StripeTable:
                     needed.append(StripeId(key[1:]))
                 else:
                     self.table.delete(StripeId(key[1:]))
+                    forgotten.append(StripeId(key[1:]))
+        for stripe in forgotten:
+            self._forget_references(stripe)
         return needed
 
     # --- StripeCatalog ----------------------------------------------------------------------
@@ -171,7 +222,11 @@ class StripeTable:
         return None if record is None else record.seal
 
     def summary_of(self, stripe: StripeId) -> tuple[BackReference, ...]:
-        """The summary that came with the seal; empty if unknown."""
+        """The summary that came with the seal, and what `refer` was told; empty if unknown."""
+        return self.writers_of(stripe) + self._referring(stripe)
+
+    def writers_of(self, stripe: StripeId) -> tuple[BackReference, ...]:
+        """The summary that came with the seal: empty for a stripe that was restored from the log."""
         value = self._store.get(KIND_SUMMARY + stripe)
         return () if value is None else _summary_decoder.decode(value)
 
@@ -214,6 +269,10 @@ class StripeTable:
                 if len(found) == limit:
                     break
         return found
+
+    def totals(self) -> StripeTotals:
+        """Of all sealed stripes; exact."""
+        return self._totals
 
     def reclaimable_counts(self) -> tuple[int, int]:
         """How many stripes are dead, and how many are tracked as sparse."""

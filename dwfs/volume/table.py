@@ -15,12 +15,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from itertools import islice
-from typing import Generic, TypeVar
-
-from dwfs.volume.store import StateStore
+from typing import Generic, Protocol, TypeVar
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 RecordT = TypeVar("RecordT")
+
+
+class Backing(Protocol):
+    """Where a table's values are: a `StateStore`, or `Versions` over one."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value, or None."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Store it."""
+
+    def delete(self, key: bytes) -> None:
+        """Remove it; it need not be there."""
+
+    def unseal(self, key: bytes, sealed: bytes) -> bytes:
+        """Open what a scan delivered."""
 
 
 class Table(Generic[KeyT, RecordT]):
@@ -40,7 +54,7 @@ class Table(Generic[KeyT, RecordT]):
 
     def __init__(
         self,
-        store: StateStore,
+        store: Backing,
         make_key: Callable[[KeyT], bytes],
         encode: Callable[[RecordT], bytes],
         decode: Callable[[bytes], RecordT],
@@ -101,6 +115,12 @@ class Table(Generic[KeyT, RecordT]):
             self._old = young
             self._young = {}
 
+    def forget(self) -> None:
+        """Drop all records, dirty ones too: the store was changed behind the table's back."""
+        self._young = {}
+        self._old = {}
+        self.dirty = {}
+
     def decode(self, key: bytes, sealed: bytes) -> RecordT:
         """A record out of a scan, without caching it."""
         return self._decode(self._store.unseal(key, sealed))
@@ -110,6 +130,11 @@ class Table(Generic[KeyT, RecordT]):
         excess = len(self.dirty) - self.dirty_quota
         if excess > 0:
             self.flush(list(islice(self.dirty, excess)))
+
+    def write_back(self, key: KeyT) -> None:
+        """Have the store know this record as it is."""
+        if key in self.dirty:
+            self.flush((key,))
 
     def flush(self, keys: Iterable[KeyT] | None = None) -> None:
         """Write `keys` (default: all) of the dirty records to the store."""

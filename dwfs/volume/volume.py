@@ -9,29 +9,63 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Final, overload
+from typing import Final, TypeAlias, overload
 
 from dwfs.errors import PosixError
 from dwfs.ports import DataStore
-from dwfs.types import ROOT_INODE, BackReference, Extent, InodeNumber, LogSequence, StripeId
-from dwfs.volume import check, filemap, xattrs
+from dwfs.types import (
+    INODE_NUMBER_BITS,
+    ROOT_INODE,
+    BackReference,
+    Extent,
+    InodeNumber,
+    LogSequence,
+    StripeId,
+)
+from dwfs.volume import (
+    check,
+    filemap,
+    quota,
+    reaping,
+    receiving,
+    rollback,
+    stepwise,
+    xattrs,
+)
+from dwfs.volume.changes import Changes, has_changed
 from dwfs.volume.commands import (
     NO_INODE,
+    CloneRange,
     Command,
     Create,
+    DestroySnapshot,
     DropStripes,
     InodeCommand,
     OtherCommand,
     PunchHole,
     Purge,
+    ReapSnapshots,
+    Rollback,
+    RollbackStep,
     SetAttributes,
+    SetProperties,
+    TakeSnapshot,
 )
-from dwfs.volume.records import DirectoryEntry, Inode, Usage
+from dwfs.volume.properties import Properties
+from dwfs.volume.records import DirectoryEntry, DirectoryPage, Inode, Snapshot, Usage
+from dwfs.volume.relocation import MappedRange
 from dwfs.volume.replicator import EmbeddedReplicator
+from dwfs.volume.snapshots import is_name
 from dwfs.volume.state import VolumeState
 from dwfs.volume.stripes import StripeTable
+from dwfs.volume.transfer import Origin, ReceiveState
+from dwfs.volume.view import SnapshotView
 
 PURGE_BATCH: Final = 64  # orphans in one Purge command
+REAP_BATCH: Final = 512  # records in one ReapSnapshots command: some 5 ms
+ROLLBACK_BATCH: Final = 1024  # records that one RollbackStep goes through
+
+Progress: TypeAlias = Callable[[int, int | None], Awaitable[None]]  # (done, total if known)
 
 
 class Volume:
@@ -51,10 +85,7 @@ class Volume:
 
     def inode(self, number: InodeNumber) -> Inode:
         """The inode; orphans too. Raises PosixError ENOENT."""
-        inode = self._state.inodes.get(number)
-        if inode is None:
-            raise PosixError(errno.ENOENT, f"inode {number}")
-        return inode
+        return stepwise.inode_of(self._state, number)
 
     def lookup(self, parent: InodeNumber, name: bytes) -> InodeNumber | None:
         """The inode called `name` in directory `parent`, or None."""
@@ -69,6 +100,13 @@ class Volume:
         Stable under change: an entry that stays is returned exactly once by a whole listing.
         """
         return self._state.directories.read(parent, after_cookie, limit)
+
+    def directory_page(self, parent: InodeNumber, after_cookie: int, limit: int) -> DirectoryPage:
+        """As `read_directory`, in bounded time: there may be fewer entries though more follow.
+
+        Snapshots keep deleted names in their places, and whoever lists has to pass them.
+        """
+        return self._state.directories.page(parent, after_cookie, limit)
 
     def get_xattr(self, number: InodeNumber, name: bytes) -> bytes | None:
         """An extended attribute's value, or None. Raises PosixError ENOENT."""
@@ -101,6 +139,64 @@ class Volume:
         meta = self._state.meta
         return Usage(meta.inode_count, meta.allocated_bytes)
 
+    @property
+    def properties(self) -> Properties:
+        """What the administrator has set."""
+        return self._state.properties
+
+    def surely_fits(self, length: int) -> bool:
+        """Whether the quota lets any write of so many bytes pass; without a look at the file."""
+        room = quota.room_of(self._state)
+        return room is None or length <= room
+
+    def next_fitting(self, number: InodeNumber, offset: int, length: int) -> tuple[int, int] | None:
+        """(offset, length) of the first part of a write that the quota lets pass, or None."""
+        return quota.next_fitting(self._state, self.inode(number), offset, length)
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots, oldest first."""
+        return sorted(self._state.snapshots.by_name.values(), key=lambda one: one.epoch)
+
+    def snapshot(self, name: str) -> Snapshot:
+        """The snapshot called so. Raises PosixError ENOENT."""
+        snapshot = self._state.snapshots.by_name.get(name)
+        if snapshot is None:
+            raise PosixError(errno.ENOENT, f"snapshot {name}")
+        return snapshot
+
+    def view(self, snapshot: Snapshot) -> SnapshotView:
+        """The volume as that snapshot keeps it. Raises PosixError ENOENT."""
+        if not self._state.snapshots.has(snapshot.epoch):
+            raise PosixError(errno.ENOENT, f"snapshot {snapshot.name}")
+        return SnapshotView(self._state, snapshot)
+
+    def unique_bytes(self, name: str) -> int:
+        """Bytes that would be given back if only this snapshot were destroyed.
+
+        Costs a few microseconds. Raises PosixError ENOENT.
+        """
+        return reaping.unique_bytes(self._state, self.snapshot(name))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that snapshots map and the current state does not; not yet settled ones too."""
+        return self._state.meta.kept_bytes
+
+    @property
+    def settling(self) -> int:
+        """Destroyed snapshots whose bytes are not given back yet: `reap` does that first."""
+        return len(self._state.meta.reaping)
+
+    @property
+    def reaping(self) -> int:
+        """Destroyed snapshots of which anything is left; `settling` is a part of them."""
+        return len(self._state.meta.reaping) + len(self._state.meta.sweeping)
+
+    @property
+    def rolling_back(self) -> bool:
+        """Whether a rollback is to be finished before anything else can be done."""
+        return bool(self._state.meta.rolling_back)
+
     def orphans(self) -> list[InodeNumber]:
         """Inodes without a name that are not purged yet."""
         return list(self._state.orphans)
@@ -110,8 +206,15 @@ class Volume:
         return number in self._state.orphans
 
     def summary(self, stripe: StripeId) -> tuple[BackReference, ...]:
-        """Which file ranges were written into a sealed stripe: for the cleaner."""
-        return self.catalog.summary_of(stripe)
+        """Which file ranges were written into a sealed stripe, or cloned from there.
+
+        Empty if it is not known who wrote: then what was cloned is not all.
+        """
+        return self.catalog.summary_of(stripe) if self.catalog.writers_of(stripe) else ()
+
+    async def mapped_ranges(self, stripe: StripeId) -> list[MappedRange]:
+        """What of a sealed stripe the current state and the snapshots map; with pauses."""
+        return await stepwise.mapped_ranges(self._state, stripe)
 
     def check(self) -> Iterator[str]:
         """Findings of a consistency check; none is expected. Blocks while it runs."""
@@ -122,6 +225,7 @@ class Volume:
     def allocate_inode(self) -> InodeNumber:
         """A number for `Create`; never given twice."""
         number = max(self._next_inode, self._state.meta.next_inode)
+        assert number >> INODE_NUMBER_BITS == 0, "upper bits tell snapshots apart"
         self._next_inode = InodeNumber(number + 1)
         return number
 
@@ -151,29 +255,19 @@ class Volume:
 
         A crash in between leaves the file with one of the sizes passed through.
         """
-        assert command.size is not None, "a truncation has a size"
-        target = max(command.size, 0)
-        while True:
-            inode = self.inode(command.inode)
-            floor = filemap.truncation_floor(inode)
-            if not target < floor < inode.size:
-                return await self.propose(command)
-            time_ns = command.ctime_ns
-            step = SetAttributes(command.inode, None, None, None, floor, None, time_ns, time_ns)
-            await self.propose(step)
+        return await stepwise.truncate(self._state, self.propose, command)
 
     async def punch_hole(self, command: PunchHole) -> Inode:
         """Propose a `PunchHole`, in several pieces if it concerns very much."""
-        offset, end = command.offset, command.offset + command.length
-        while True:
-            inode = self.inode(command.inode)
-            stop = filemap.punch_ceiling(inode, offset, min(end, max(inode.size, offset + 1)))
-            result = await self.propose(
-                PunchHole(command.inode, offset, stop - offset, command.time_ns)
-            )
-            if stop >= min(end, result.size):
-                return result
-            offset = stop
+        return await stepwise.punch_hole(self._state, self.propose, command)
+
+    async def clone_range(self, command: CloneRange) -> Inode:
+        """Propose a `CloneRange` of any length, in pieces; a crash leaves the first of them done."""
+        return await stepwise.clone_range(self._state, self.propose, command)
+
+    async def set_properties(self, properties: Properties) -> None:
+        """Replace the properties. Raises PosixError EINVAL, which names the wrong one."""
+        await self.propose(SetProperties(properties))
 
     async def purge(self, inodes: Sequence[InodeNumber]) -> None:
         """Release orphans, in as many commands as it takes; others are ignored."""
@@ -199,6 +293,79 @@ class Volume:
             raise
         await self._data_store.drop(doomed)
         return len(doomed)
+
+    # --- snapshots --------------------------------------------------------------------------
+
+    async def take_snapshot(self, name: str, time_ns: int, automatic: bool = False) -> Snapshot:
+        """Keep the state as it is now. Raises PosixError EEXIST, EINVAL (name), ENOSPC."""
+        if not is_name(name):
+            raise PosixError(errno.EINVAL, "not a name for a snapshot")
+        await self.propose(TakeSnapshot(name, time_ns, automatic))
+        return self.snapshot(name)
+
+    async def destroy_snapshot(self, name: str) -> None:
+        """Forget a snapshot; `reap` gives back what it kept. Raises PosixError ENOENT."""
+        self.snapshot(name)
+        await self.propose(DestroySnapshot(name))
+
+    async def reap(self, limit: int = REAP_BATCH) -> bool:
+        """Settle up to `limit` records of destroyed snapshots; whether more is left."""
+        if self.reaping:
+            await self.propose(ReapSnapshots(limit))
+        return self.reaping > 0
+
+    async def rollback(self, name: str, progress: Progress, batch: int = ROLLBACK_BATCH) -> None:
+        """Make the newest snapshot the current state; durable when it returns.
+
+        For a volume that nobody uses. After a crash in between, `finish_rollback` goes on. Raises
+        PosixError ENOENT, and EBUSY if there are newer snapshots.
+        """
+        if self.snapshot(name) != self.snapshots()[-1]:
+            raise PosixError(errno.EBUSY, "there are newer snapshots")
+        while self.settling:
+            await self.reap()
+            await progress(0, None)
+        await self.propose(Rollback(name))
+        await self.finish_rollback(progress, batch)
+
+    async def finish_rollback(self, progress: Progress, batch: int = ROLLBACK_BATCH) -> None:
+        """Do what is left of a rollback, which `rolling_back` tells; durable when it returns.
+
+        `progress` is awaited after each step. Who commits the state may do so in there: a large
+        volume's rollback changes much.
+        """
+        done, total = 0, self._state.store.count()
+        while self.rolling_back:
+            until, count = rollback.next_stop(self._state, batch)
+            await self.propose(RollbackStep(until))
+            done += count
+            await progress(min(done, total), total)
+        await self.barrier()
+
+    # --- sent and received ------------------------------------------------------------------
+
+    def changes(self, base: Snapshot | None, target: Snapshot) -> Changes:
+        """What is different in a snapshot from an earlier one; None: from nothing."""
+        return Changes(self._state, base, target)
+
+    @property
+    def receive_state(self) -> ReceiveState:
+        """What is known of streams that were received here."""
+        return self._state.receive
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing but the root directory, and no snapshot."""
+        return receiving.is_empty(self._state)
+
+    def find_received(self, origin: Origin) -> Snapshot | None:
+        """The snapshot here that is a copy of that one, if there is one."""
+        epoch = receiving.find_received(self._state, origin)
+        return None if epoch is None else self._state.snapshots.at(epoch)
+
+    def has_changed(self, since: Snapshot, start: bytes, limit: int) -> tuple[bool, bytes]:
+        """Whether one of the next `limit` records is newer than a snapshot; where to go on, or b""."""
+        return has_changed(self._state, since.epoch, start, limit)
 
     # --- durability -------------------------------------------------------------------------
 

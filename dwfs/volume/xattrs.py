@@ -8,13 +8,15 @@ frequent file (none at all) needs no look-up.
 from __future__ import annotations
 
 import errno
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from dwfs import limits
 from dwfs.errors import PosixError
 from dwfs.volume.commands import XATTR_CREATE, XATTR_REPLACE, RemoveXattr, SetXattr
 from dwfs.volume.records import ACL_ACCESS, ACL_DEFAULT, Inode
 from dwfs.volume.state import VolumeState, xattr_prefix
+from dwfs.volume.versions import SUFFIX_SIZE
 
 XATTRS_MAX: Final = 256  # an inode; with names ≤ 255 bytes a listing fits the kernel's 64 KiB
 _ACL_FLAGS: Final = {
@@ -25,7 +27,27 @@ _ACL_FLAGS: Final = {
 assert XATTRS_MAX * (limits.XATTR_NAME_LENGTH_MAX + 1) <= 64 * limits.KIB
 
 
-def _check(name: bytes, value: bytes) -> None:
+class BucketReader(Protocol):
+    """Buckets of attributes by their logical keys."""
+
+    def get(self, key: bytes, /) -> list[tuple[bytes, bytes]] | None:
+        """The bucket, or None."""
+
+
+class XattrReader(Protocol):
+    """What reading attributes needs of a state: the current one, or one that a snapshot keeps."""
+
+    @property
+    def xattrs(self) -> BucketReader:
+        """All buckets."""
+
+    @property
+    def xattr_key(self) -> Callable[[int, bytes], bytes]:
+        """Key of the bucket that holds an inode's attribute."""
+
+
+def check(name: bytes, value: bytes) -> None:
+    """Raises PosixError ERANGE, EINVAL, E2BIG."""
     if not 0 < len(name) <= limits.XATTR_NAME_LENGTH_MAX:
         raise PosixError(errno.ERANGE)
     if b"\0" in name:
@@ -34,7 +56,7 @@ def _check(name: bytes, value: bytes) -> None:
         raise PosixError(errno.E2BIG)
 
 
-def get(state: VolumeState, inode: Inode, name: bytes) -> bytes | None:
+def get(state: XattrReader, inode: Inode, name: bytes) -> bytes | None:
     """The attribute's value, or None."""
     if not inode.xattr_count:
         return None
@@ -57,13 +79,14 @@ def names(state: VolumeState, inode: Inode) -> list[bytes]:
     table = state.xattrs
     table.flush([key for key in table.dirty if key.startswith(prefix)])
     found: list[bytes] = []
-    for key, sealed in state.store.scan(prefix):
-        bucket = table.peek(key) or table.decode(key, sealed)
+    for key, sealed in state.versions.scan(prefix):
+        bucket = table.peek(key[:-SUFFIX_SIZE]) or table.decode(key, sealed)
         found.extend(name for name, _ in bucket)
     return found
 
 
-def _put(state: VolumeState, inode: Inode, name: bytes, value: bytes) -> None:
+def put(state: VolumeState, inode: Inode, name: bytes, value: bytes) -> None:
+    """Set an attribute. The inode is to be put afterwards."""
     key = state.xattr_key(inode.number, name)
     bucket = state.xattrs.get(key) or []
     kept = [pair for pair in bucket if pair[0] != name]
@@ -74,19 +97,31 @@ def _put(state: VolumeState, inode: Inode, name: bytes, value: bytes) -> None:
     inode.acl_flags |= _ACL_FLAGS.get(name, 0)
 
 
+def remove(state: VolumeState, inode: Inode, name: bytes) -> None:
+    """Remove an attribute that is there. The inode is to be put afterwards."""
+    key = state.xattr_key(inode.number, name)
+    kept = [pair for pair in state.xattrs.get(key) or () if pair[0] != name]
+    if kept:
+        state.xattrs.put(key, kept)
+    else:
+        state.xattrs.delete(key)
+    inode.xattr_count -= 1
+    inode.acl_flags &= ~_ACL_FLAGS.get(name, 0)
+
+
 def check_initial(xattrs: tuple[tuple[bytes, bytes], ...]) -> None:
     """Validate the attributes of a `Create`."""
     if xattrs:
         if len(xattrs) > XATTRS_MAX:
             raise PosixError(errno.ENOSPC, "too many extended attributes")
         for name, value in xattrs:
-            _check(name, value)
+            check(name, value)
 
 
 def add_initial(state: VolumeState, inode: Inode, xattrs: tuple[tuple[bytes, bytes], ...]) -> None:
     """Give a new inode its attributes."""
     for name, value in xattrs:
-        _put(state, inode, name, value)
+        put(state, inode, name, value)
 
 
 def set_xattr(state: VolumeState, command: SetXattr) -> Inode:
@@ -94,7 +129,7 @@ def set_xattr(state: VolumeState, command: SetXattr) -> Inode:
     inode = state.inodes.get(command.inode)
     if inode is None:
         raise PosixError(errno.ENOENT)
-    _check(command.name, command.value)
+    check(command.name, command.value)
     if command.flags not in (0, XATTR_CREATE, XATTR_REPLACE):
         raise PosixError(errno.EINVAL)
     exists = get(state, inode, command.name) is not None
@@ -104,7 +139,7 @@ def set_xattr(state: VolumeState, command: SetXattr) -> Inode:
         raise PosixError(errno.ENODATA)
     if not exists and inode.xattr_count >= XATTRS_MAX:
         raise PosixError(errno.ENOSPC, "too many extended attributes")
-    _put(state, inode, command.name, command.value)
+    put(state, inode, command.name, command.value)
     if command.mode is not None:
         inode.mode = inode.mode & ~0o7777 | command.mode & 0o7777
     inode.ctime_ns = command.time_ns
@@ -119,14 +154,7 @@ def remove_xattr(state: VolumeState, command: RemoveXattr) -> Inode:
         raise PosixError(errno.ENOENT)
     if get(state, inode, command.name) is None:
         raise PosixError(errno.ENODATA)
-    key = state.xattr_key(inode.number, command.name)
-    kept = [pair for pair in state.xattrs.get(key) or () if pair[0] != command.name]
-    if kept:
-        state.xattrs.put(key, kept)
-    else:
-        state.xattrs.delete(key)
-    inode.xattr_count -= 1
-    inode.acl_flags &= ~_ACL_FLAGS.get(command.name, 0)
+    remove(state, inode, command.name)
     inode.ctime_ns = command.time_ns
     state.inodes.put(inode.number, inode)
     return inode

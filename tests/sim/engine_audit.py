@@ -98,6 +98,8 @@ def _what_is_left(pool: Pool) -> list[str]:
             left.append(
                 f"disk {store.disk.hex()[:8]} holds {len(strays)} shards that no seal names"
             )
+    if pool.volume.reaping:
+        left.append(f"{pool.volume.reaping} destroyed snapshots are not reaped")
     if pool.volume.catalog.dead_stripes(1):
         left.append("dead stripes are not dropped")
     return left

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 
+import msgspec
+
 Files = dict[bytes, bytes]  # content by name, in the one directory that there is
 
 
@@ -17,27 +19,43 @@ class HistoryError(AssertionError):
     """The engine broke its promise."""
 
 
+class State(msgspec.Struct, frozen=True):
+    """All that can be seen at one moment."""
+
+    files: Files
+    snapshots: dict[str, Files] = {}  # msgspec copies an empty default
+
+    def with_files(self, files: Files) -> State:
+        """The same snapshots, other files."""
+        return State(files, self.snapshots)
+
+
 class History:
     """States, oldest first; the last is what the running system must show."""
 
     def __init__(self) -> None:
-        self._states: list[Files] = [{}]
+        self._states: list[State] = [State({})]
         self._durable = 0  # every state before this one is gone for ever
         self._completed = 0  # the newest state that the engine has said to be there
 
     @property
-    def files(self) -> Files:
+    def state(self) -> State:
         """What is there now."""
         return self._states[-1]
+
+    @property
+    def files(self) -> Files:
+        """The files that are there now."""
+        return self.state.files
 
     @property
     def moment(self) -> int:
         """To be given to `durable` when an fsync that begins now has returned."""
         return self._completed
 
-    def begin(self, files: Files) -> None:
+    def begin(self, state: State) -> None:
         """Something is about to be changed: after a crash it may be so, or not."""
-        self._states.append(files)
+        self._states.append(state)
 
     def end(self) -> None:
         """The change that was begun last is there."""
@@ -51,8 +69,8 @@ class History:
         """An fsync that began at that moment has returned."""
         self._durable = max(self._durable, moment)
 
-    def recovered(self, found: Files) -> int:
-        """A crash left these files; goes on from there. Returns how many changes were taken back.
+    def recovered(self, found: State) -> int:
+        """A crash left this; goes on from there. Returns how many changes were taken back.
 
         Raises HistoryError if no allowed state looks like that.
         """
@@ -64,7 +82,7 @@ class History:
                 return lost
         raise HistoryError(self._explain(found))
 
-    def _explain(self, found: Files) -> str:
+    def _explain(self, found: State) -> str:
         for number in range(self._durable - 1, -1, -1):
             if self._states[number] == found:
                 return (
@@ -72,24 +90,34 @@ class History:
                 )
         wanted = self._states[self._durable]
         lines = [f"no state between {self._durable} and {len(self._states) - 1} looks like this:"]
+        have, should = _flat(found), _flat(wanted)
         lines += [
-            f"  {name.decode()}: {_brief(found.get(name))}, durable was {_brief(wanted.get(name))}"
-            for name in sorted({*found, *wanted})
+            f"  {name}: {_brief(have.get(name))}, durable was {_brief(should.get(name))}"
+            for name in sorted({*have, *should})
         ]
         return "\n".join(lines)
 
 
-def compare(found: Files, wanted: Files) -> None:
+def compare(found: State, wanted: State) -> None:
     """Raise HistoryError unless they are equal."""
-    if found == wanted:
-        return
-    for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            place = _first_difference(found.get(name), wanted.get(name))
+    have, should = _flat(found), _flat(wanted)
+    for name in sorted({*have, *should}):
+        if have.get(name) != should.get(name):
+            place = _first_difference(have.get(name), should.get(name))
             raise HistoryError(
-                f"file {name.decode()} is {_brief(found.get(name))} and should be "
-                f"{_brief(wanted.get(name))}{place}"
+                f"{name} is {_brief(have.get(name))} and should be "
+                f"{_brief(should.get(name))}{place}"
             )
+
+
+def _flat(state: State) -> dict[str, bytes]:
+    """Content by path; a snapshot itself is an empty entry."""
+    flat = {name.decode(): content for name, content in state.files.items()}
+    for snapshot, files in state.snapshots.items():
+        flat[f".snapshots/{snapshot}"] = b""
+        for name, content in files.items():
+            flat[f".snapshots/{snapshot}/{name.decode()}"] = content
+    return flat
 
 
 def _first_difference(found: bytes | None, wanted: bytes | None) -> str:

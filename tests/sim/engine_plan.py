@@ -18,6 +18,7 @@ from dwfs.limits import KIB, MIB
 from dwfs.types import Geometry
 
 _NAMES: Final = [b"a", b"b", b"c", b"d", b"e", b"f"]
+_SNAPSHOTS: Final = ["hourly", "daily", "weekly", "before", "after"]
 _GEOMETRIES: Final = [
     Geometry(1, 1),
     Geometry(2, 1),
@@ -82,6 +83,14 @@ def _weights(chance: random.Random, victims: list[str]) -> dict[str, float]:
     """What this plan likes: swarm testing finds what an even mixture of everything never reaches."""
     weights: dict[str, float] = {"write": 12, "create": 5, "truncate": 2, "unlink": 3, "rename": 2}
     weights |= {"fsync": 4, "read": 2, "wait": 3, "crash": 3, "remount": 0.4}
+    if chance.random() < 0.6:
+        weights |= {
+            "keep": 3,
+            "forget": chance.choice([1, 2.5]),
+            "rollback": chance.choice([0, 0.7]),
+        }
+    weights["compression"] = chance.choice([0, 0, 1])
+    weights["clone"] = chance.choice([0, 0, 1.5])
     for job in ("scrub", "balance", "snapshot"):
         weights[job] = chance.choice([0, 0.6])
     weights["full"] = chance.choice([0, 0, 1])
@@ -108,8 +117,12 @@ def _draw(chance: random.Random, kind: str, victims: list[str], names: list[str]
     size = int(chance.choice([100, 3000, 16 * KIB, 70_000, 400_000]) * chance.uniform(0.3, 1.5))
     if kind in ("write", "create"):
         return Step(kind, name, offset=chance.choice([0, 0, 1, 5000, 200_000]), size=size)
-    if kind in ("truncate", "rename", "unlink", "read"):
-        return Step(kind, name, other if kind == "rename" else "", size=size)
+    if kind in ("keep", "forget", "rollback"):
+        return Step(kind, chance.choice(_SNAPSHOTS))
+    if kind == "compression":
+        return Step(kind, other=chance.choice(["off", "zstd-1", "zstd-1"]))
+    if kind in ("truncate", "rename", "unlink", "read", "clone"):
+        return Step(kind, name, other if kind in ("rename", "clone") else "", size=size)
     if kind == "wait":
         return Step(kind, seconds=chance.choice([0.01, 0.5, 6, 40]))
     if kind == "crash":

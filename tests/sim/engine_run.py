@@ -20,14 +20,16 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import trio
 
 from dwfs.errors import DwfsError, PosixError
 from dwfs.node.assembly import Pool
-from dwfs.types import ROOT_INODE, InodeNumber
+from dwfs.types import INODE_NUMBER_BITS, ROOT_INODE, InodeNumber
 from dwfs.vfs import SYSTEM
+from dwfs.volume.commands import CloneRange
 from tests.sim.engine_audit import audit
-from tests.sim.engine_history import Files, History, HistoryError, compare
+from tests.sim.engine_history import Files, History, HistoryError, State, compare
 from tests.sim.engine_plan import Plan, Step
 from tests.sim.engine_world import CrashError, World
 from tests.sim.medium import SimulatedDisk
@@ -47,6 +49,7 @@ class EngineRun:
         self._position = 0
         self._how = "machine"
         self._background: trio.Nursery | None = None
+        self._rollback: Step | None = None  # to be done after the next mount
         self._images: dict[str, SimulatedDisk] = {}  # the victims as they were at the last mount
 
     async def run(self) -> None:
@@ -66,9 +69,9 @@ class EngineRun:
             await self._look_after_mount(pool)
             with _patience("healing", _HEALING_SECONDS):
                 await audit(pool, self.world, self._note)
-            compare(await self._read_all(pool), self.history.files)
+            compare(await self._read_all(pool), self.history.state)
         async with self.world.mounted() as pool:
-            compare(await self._read_all(pool), self.history.files)
+            compare(await self._read_all(pool), self.history.state)
         self._look_for_violations()
 
     def _note(self, text: str) -> None:
@@ -87,12 +90,15 @@ class EngineRun:
         try:
             async with self.world.mounted() as pool:
                 await self._look_after_mount(pool)
+                if self._rollback is not None:
+                    await self._roll_back(pool)
+                    return
                 async with trio.open_nursery() as nursery:
                     while self._position < len(self.plan.steps):
                         step = self.plan.steps[self._position]
                         self._position += 1
                         self._note(str(step))
-                        if step.what == "remount":
+                        if step.what == "remount" or self._wants_rollback(step):
                             break
                         await self._do(pool, step, nursery)
                         self._look_for_violations()
@@ -111,13 +117,27 @@ class EngineRun:
     async def _look_after_mount(self, pool: Pool) -> None:
         found = await self._read_all(pool)
         lost = self.history.recovered(found)
-        self._note(f"mounted; {len(found)} files, {lost} changes not durable")
+        self._note(
+            f"mounted; {len(found.files)} files, {len(found.snapshots)} snapshots, "
+            f"{lost} changes not durable"
+        )
 
-    async def _read_all(self, pool: Pool) -> Files:
-        files = pool.filesystem
-        handle = files.opendir(ROOT_INODE)
-        entries = [entry for entry, _ in files.directory_entries(handle, 0)]
-        files.releasedir(handle)
+    async def _read_all(self, pool: Pool) -> State:
+        files = await self._read_directory(pool, ROOT_INODE)
+        return State(
+            files,
+            {
+                snapshot.name: await self._read_directory(
+                    pool, InodeNumber(snapshot.slot << INODE_NUMBER_BITS | ROOT_INODE)
+                )
+                for snapshot in pool.volume.snapshots()
+            },
+        )
+
+    async def _read_directory(self, pool: Pool, number: InodeNumber) -> Files:
+        handle = pool.filesystem.opendir(number)
+        entries = [entry for entry, _ in pool.filesystem.directory_entries(handle, 0)]
+        pool.filesystem.releasedir(handle)
         found: Files = {}
         for entry in entries:
             if entry.name not in (b".", b".."):
@@ -136,8 +156,14 @@ class EngineRun:
     # --- steps -------------------------------------------------------------------------------
 
     async def _do(self, pool: Pool, step: Step, nursery: trio.Nursery) -> None:
-        if step.what in ("write", "create", "truncate", "unlink", "rename"):
+        if step.what in ("write", "create", "truncate", "unlink", "rename", "clone"):
             await self._change(pool, step)
+        elif step.what in ("keep", "forget"):
+            await self._keep_or_forget(pool, step)
+        elif step.what == "compression":
+            await self._compress(pool, step)
+        elif step.what == "rollback":
+            self._note("there is no such snapshot")
         elif step.what == "read":
             await self._compare_one(pool, step.name.encode())
         elif step.what == "fsync":
@@ -178,7 +204,7 @@ class EngineRun:
             found[name] = await self._read(pool, inode.number)
             pool.filesystem.forget([(inode.number, 1)])
         wanted = {key: value for key, value in self.history.files.items() if key == name}
-        compare(found, wanted)
+        compare(State(found), State(wanted))
 
     async def _change(self, pool: Pool, step: Step) -> None:
         files = dict(self.history.files)
@@ -187,7 +213,7 @@ class EngineRun:
             if name not in files:
                 await self._apply(step, files | {name: b""}, lambda: _create(pool, name))
                 files = dict(self.history.files)
-            data = random.Random(f"{self.plan.seed} {step}").randbytes(step.size)
+            data = _content(f"{self.plan.seed} {step}", step.size)
             old = files[name].ljust(step.offset, b"\0")
             files[name] = old[: step.offset] + data + old[step.offset + len(data) :]
             await self._apply(step, files, lambda: _write(pool, name, step.offset, data))
@@ -196,6 +222,8 @@ class EngineRun:
         elif step.what == "truncate":
             files[name] = files[name][: step.size].ljust(step.size, b"\0")
             await self._apply(step, files, lambda: _truncate(pool, name, step.size))
+        elif step.what == "clone":
+            await self._clone(pool, step, files)
         elif step.what == "unlink":
             del files[name]
             await self._apply(step, files, lambda: filesystem.unlink(ROOT_INODE, name))
@@ -209,7 +237,12 @@ class EngineRun:
     async def _apply(
         self, step: Step, files: Files, change: Callable[[], Awaitable[object]]
     ) -> None:
-        self.history.begin(files)
+        await self._apply_state(step, self.history.state.with_files(files), change)
+
+    async def _apply_state(
+        self, step: Step, state: State, change: Callable[[], Awaitable[object]]
+    ) -> None:
+        self.history.begin(state)
         with _patience(str(step)):
             try:
                 await change()
@@ -217,13 +250,79 @@ class EngineRun:
                 if self.world.medium.off:
                     await trio.sleep_forever()  # until the crash reaches us
                 self.history.take_back()
-                if error.errno != errno.ENOSPC or step.what not in ("write", "create"):
+                if error.errno != errno.ENOSPC or step.what not in ("write", "create", "clone"):
                     raise HistoryError(f"{step} fails: {error}") from error
                 self._note("refused: the pool is full")
                 return
         if not self.world.medium.off:
             self.history.end()
         await self.world.machine.delay()  # others get their turn, now and then for a while
+
+    async def _clone(self, pool: Pool, step: Step, files: Files) -> None:
+        """Let a new file share another's bytes."""
+        name, new = step.name.encode(), step.other.encode()
+        source = pool.volume.lookup(ROOT_INODE, name)
+        if new in files or source is None:
+            return
+        if pool.volume.next_hole(source, 0) < len(files[name]):
+            return  # it would take several commands, and a crash may leave the first of them
+        await self._apply(step, files | {new: b""}, lambda: _create(pool, new))
+        if new in self.history.files:
+            files = dict(self.history.files)
+            files[new] = files[name]
+            await self._apply(step, files, lambda: _clone(pool, name, new))
+
+    async def _compress(self, pool: Pool, step: Step) -> None:
+        """As `dwfs volume set` does; that it is durable is not looked at here."""
+        properties = msgspec.structs.replace(pool.volume.properties, compression=step.other)
+        try:
+            await pool.volume.set_properties(properties)
+        except PosixError as error:
+            if not self.world.medium.off:
+                raise HistoryError(f"{step} fails: {error}") from error
+        pool.stripes.set_compression(step.other)
+
+    # --- snapshots of the volume ---------------------------------------------------------------
+
+    async def _keep_or_forget(self, pool: Pool, step: Step) -> None:
+        """Take a snapshot, or destroy one."""
+        state, name = self.history.state, step.name
+        snapshots = dict(state.snapshots)
+        if (step.what == "keep") == (name in snapshots):
+            return
+        if step.what == "keep":
+            snapshots[name] = state.files
+            await self._apply_state(
+                step, State(state.files, snapshots), lambda: pool.volume.take_snapshot(name, 1)
+            )
+        else:
+            del snapshots[name]
+            await self._apply_state(
+                step, State(state.files, snapshots), lambda: pool.volume.destroy_snapshot(name)
+            )
+
+    def _wants_rollback(self, step: Step) -> bool:
+        """Whether it is one, and possible: it is done while nobody uses the volume."""
+        if step.what == "rollback" and step.name in self.history.state.snapshots:
+            self._rollback = step
+            return True
+        return False
+
+    async def _roll_back(self, pool: Pool) -> None:
+        """Go back to a snapshot that still exists, without those that are newer."""
+        step, self._rollback = self._rollback, None
+        assert step is not None
+        if step.name not in self.history.state.snapshots:
+            return  # a crash has taken it back
+        names = [snapshot.name for snapshot in pool.volume.snapshots()]
+        while names[-1] != step.name:
+            await self._keep_or_forget(pool, Step("forget", names.pop()))
+        snapshots = self.history.state.snapshots
+        await self._apply_state(
+            step,
+            State(snapshots[step.name], snapshots),
+            lambda: pool.volume.rollback(step.name, _unheard),
+        )
 
     async def _administer(self, pool: Pool, step: Step) -> None:
         services = pool.services
@@ -291,6 +390,10 @@ class EngineRun:
         self.world.heal(disk)
 
 
+async def _unheard(_done: int, _total: int | None) -> None:
+    return None
+
+
 async def _create(pool: Pool, name: bytes) -> None:
     handle, inode = await pool.filesystem.create(ROOT_INODE, name, 0o644, os.O_RDWR, SYSTEM)
     pool.filesystem.release(handle.number)
@@ -309,6 +412,23 @@ async def _write(pool: Pool, name: bytes, offset: int, data: bytes) -> None:
     finally:
         files.release(handle.number)
         files.forget([(number, 1)])
+
+
+async def _clone(pool: Pool, name: bytes, new: bytes) -> None:
+    source = pool.volume.lookup(ROOT_INODE, name)
+    target = pool.volume.lookup(ROOT_INODE, new)
+    if source is None or target is None:
+        raise HistoryError("a file is gone")
+    size = pool.volume.inode(source).size
+    if size:
+        await pool.volume.clone_range(CloneRange(source, 0, size, target, 0, 1, None))
+
+
+def _content(seed: str, size: int) -> bytes:
+    """Bytes of which the first half is noise, and the rest shrinks well."""
+    chance = random.Random(seed)
+    noise = chance.randbytes((size + 1) // 2)
+    return noise + chance.randbytes(16) * (size // 32) + bytes(size - len(noise) - size // 32 * 16)
 
 
 async def _truncate(pool: Pool, name: bytes, size: int) -> None:

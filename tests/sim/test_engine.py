@@ -14,8 +14,9 @@ from unittest.mock import patch
 
 import pytest
 
+from dwfs.volume.versions import CURRENT, Versions, suffix
 from tests.sim.engine import simulate
-from tests.sim.engine_history import History, HistoryError
+from tests.sim.engine_history import History, HistoryError, State
 from tests.sim.engine_plan import draw_plan
 from tests.sim.medium import Inode
 
@@ -77,15 +78,35 @@ def test_history_accepts_a_prefix_from_the_last_fsync_on_and_nothing_else() -> N
     def lived() -> History:
         history = History()
         for files in ({b"a": b"1"}, {b"a": b"2"}, {b"b": b"2"}):
-            history.begin(files)
+            history.begin(State(files))
             history.end()
         history.durable(2)
-        history.begin({b"b": b"3"})
+        history.begin(State({b"b": b"3"}))
+        history.begin(State({b"b": b"3"}, {"daily": {b"b": b"3"}}))
         return history
 
-    assert lived().recovered({b"b": b"3"}) == 0  # under way: there, or
-    assert lived().recovered({b"b": b"2"}) == 1  # not there
-    assert lived().recovered({b"a": b"2"}) == 2  # not durable yet
-    for wrong in ({b"a": b"1"}, {}, {b"a": b"2", b"b": b"2"}):
+    assert lived().recovered(State({b"b": b"3"}, {"daily": {b"b": b"3"}})) == 0  # there, or
+    assert lived().recovered(State({b"b": b"3"})) == 1  # not there
+    assert lived().recovered(State({b"b": b"2"})) == 2
+    assert lived().recovered(State({b"a": b"2"})) == 3  # not durable yet
+    for wrong in (
+        State({b"a": b"1"}),
+        State({}),
+        State({b"a": b"2", b"b": b"2"}),
+        State({b"b": b"3"}, {"daily": {b"b": b"2"}}),
+        State({b"b": b"3"}, {"weekly": {b"b": b"3"}}),
+    ):
         with pytest.raises(HistoryError):
             lived().recovered(wrong)
+
+
+def test_snapshots_that_change_are_found_out() -> None:
+    """The judge again: without the note that keeps an old version, snapshots show new contents."""
+
+    def overwrite(versions: Versions, key: bytes, value: bytes) -> None:
+        newest = versions.find(key, CURRENT)
+        stored = key + suffix(versions.epoch) if newest is None else newest[0]
+        versions.store.put(stored, value)
+
+    with patch.object(Versions, "put", overwrite):
+        assert any(simulate(draw_plan(seed)).failure for seed in range(20))

@@ -21,11 +21,14 @@ PURE_MODULES = {
     "dwfs.log": ("chain", "format", "lineage", "selection", "snapshot_format"),
     "dwfs.node": ("status",),
     "dwfs.node.disks": ("slowness", "states"),
-    "dwfs.stripe": ("builder", "layout", "placement", "sealing", "shard_header"),
+    "dwfs.send": ("format",),
+    "dwfs.stripe": ("builder", "compressing", "frames", "layout", "placement", "sealing", "shard_header"),
     "dwfs.vfs": ("acl", "attributes", "caller"),
     "dwfs.volume": (
-        "attributes", "commands", "directories", "extents", "filemap", "machine", "namespace",
-        "records", "runs", "state", "stripes", "xattrs",
+        "attributes", "check", "check_versions", "commands", "directories", "epochs", "extents",
+        "filemap", "frozen", "kept", "machine", "namespace", "reaping", "relocation", "rollback",
+        "snapshots", "versions", "view",
+        "properties", "quota", "records", "runs", "state", "stripes", "transfer", "xattrs",
     ),
     "dwfs": ("limits", "ports", "types"),
 }  # fmt: skip

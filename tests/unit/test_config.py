@@ -15,6 +15,7 @@ from dwfs.config import (
     Directories,
     PoolConfig,
     ScrubSchedule,
+    SnapshotSchedule,
     Tunables,
     Unlock,
     is_pool_name,
@@ -131,4 +132,31 @@ def test_a_senseless_scrub_schedule_is_refused(directories: Directories, line: s
     assert line in text
     path.write_text(text)
     with pytest.raises(FormatError):
+        load_config(directories, "tank")
+
+
+@pytest.mark.parametrize("kind", ["hourly", "daily", "weekly", "monthly"])
+def test_a_snapshot_schedule_survives_and_has_bounds(directories: Directories, kind: str) -> None:
+    assert example().snapshots == SnapshotSchedule()
+    schedule = SnapshotSchedule(**{kind: 500})
+    save_config(directories, msgspec.structs.replace(example(), snapshots=schedule))
+    assert load_config(directories, "tank").snapshots == schedule
+    path = directories.config_file("tank")
+    for wrong in ("-1", "501", '"many"', "1.5", "true"):
+        path.write_text(
+            render_config(example()).replace(f"{kind} = 0", f"{kind} = {wrong}"),
+        )
+        with pytest.raises(FormatError, match=kind):
+            load_config(directories, "tank")
+
+
+def test_a_configuration_from_before_there_were_snapshots_is_read(directories: Directories) -> None:
+    save_config(directories, example())
+    path = directories.config_file("tank")
+    text = path.read_text()
+    before, _, after = text.partition("[snapshots]")
+    path.write_text(before + after[after.index("[disks]") :])
+    assert load_config(directories, "tank") == example()
+    path.write_text(text.replace("daily = 0", "dayly = 0"))
+    with pytest.raises(FormatError, match="dayly"):
         load_config(directories, "tank")

@@ -22,8 +22,8 @@ from dwfs.errors import PosixError
 from dwfs.limits import GIB
 from dwfs.node.checking.paths import walk
 from dwfs.node.checking.report import CheckReport, Progress
-from dwfs.stripe import LiveRange
-from dwfs.types import BackReference, Extent, InodeNumber, StripeId
+from dwfs.node.services.rescue import LostRange, ranges_of
+from dwfs.types import NO_EPOCH, BackReference, Extent, InodeNumber, StripeId
 from dwfs.volume import Volume
 
 _SPAN: Final = GIB  # file bytes looked at in one go
@@ -38,7 +38,7 @@ class FilesFound(NamedTuple):
     """What the pass over all files found besides contradictions."""
 
     files: int
-    lost: dict[StripeId, list[LiveRange]]  # what files need of lost stripes
+    lost: dict[StripeId, list[LostRange]]  # what files and snapshots need of lost stripes
 
 
 def cover(summary: Sequence[BackReference]) -> Covered:
@@ -72,6 +72,12 @@ async def check_references(
             await progress({"what": "files", "done": files.count, "total": None})
     for number in volume.orphans():
         await files.look_at(number)
+    for stripe in sorted(lost):
+        # Files in snapshots are as many as there are files, for each of them: only what is lost is
+        # looked for there, and by its stripe.
+        ranges = await ranges_of(volume, stripe, snapshots_only=True)
+        if ranges:
+            files.found_lost.setdefault(stripe, []).extend(ranges)
     report.findings_left_out += max(0, files.uncovered - _FINDINGS_MAX)
     return FilesFound(files.count, files.found_lost)
 
@@ -82,7 +88,7 @@ class _Files:
     def __init__(self, volume: Volume, lost: AbstractSet[StripeId], report: CheckReport) -> None:
         self.count = 0
         self.uncovered = 0
-        self.found_lost: dict[StripeId, list[LiveRange]] = {}
+        self.found_lost: dict[StripeId, list[LostRange]] = {}
         self._volume = volume
         self._lost = lost
         self._report = report
@@ -109,10 +115,16 @@ class _Files:
     def _compare(self, number: InodeNumber, extents: Sequence[Extent]) -> None:
         for extent in extents:
             if extent.stripe in self._lost:
-                found = LiveRange(number, extent.offset, extent.length, extent.stripe_offset)
+                found = LostRange(
+                    number, extent.offset, extent.length, extent.stripe_offset, NO_EPOCH
+                )
                 self.found_lost.setdefault(extent.stripe, []).append(found)
             covered = self._covered_by(extent.stripe)
             if not covered or covers(covered, number, extent):
+                continue
+            # A clone adds lines to a summary, perhaps since it was read.
+            del self._summaries[extent.stripe]
+            if covers(self._covered_by(extent.stripe), number, extent):
                 continue
             self.uncovered += 1
             if self.uncovered <= _FINDINGS_MAX:

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from dwfs.config import ScrubSchedule
+from dwfs.config import ScrubSchedule, SnapshotSchedule
 from dwfs.limits import MIB
-from dwfs.node.checking.paths import paths_of_inodes
+from dwfs.node.checking.paths import paths_of_files
 from dwfs.node.disks.life_cycle import LifeCycle
 from dwfs.node.foundation import Foundation
 from dwfs.node.reclaim_target import VolumeReclaimTarget
@@ -20,7 +20,9 @@ from dwfs.node.services.removing import RemovalService
 from dwfs.node.services.repairing import RepairService
 from dwfs.node.services.rescue import Rescuer
 from dwfs.node.services.scrubbing import ScrubService
+from dwfs.node.services.snapshots import SnapshotService, WriteBack
 from dwfs.node.status import JobStatus
+from dwfs.node.work import WorkBoard
 from dwfs.ports import ErasureCoder
 from dwfs.stripe import (
     Balancer,
@@ -44,6 +46,7 @@ BOOK_NAME: Final = "jobs.json"
 _REPAIR_DUTY: Final = 0.5
 _BALANCE_DUTY: Final = 0.25
 _SCRUB_DUTY: Final = 0.25
+_REAP_DUTY: Final = 0.25
 
 Activity = Callable[[], Awaitable[None]]
 
@@ -70,8 +73,11 @@ class PoolServices:
         schedule: ScrubSchedule,
         activity: Callable[[], int],
         heal: Callable[[], Awaitable[object]],
+        snapshot_schedule: SnapshotSchedule,
+        write_back: WriteBack,
+        work: WorkBoard,
     ) -> None:
-        """`activity` counts what people do; `heal` gives log and snapshots their copies again."""
+        """`activity` counts what people do; `heal` gives log and state snapshots their copies again."""
         self._foundation = foundation
         self._volume = volume
         self._stripes = stripes
@@ -108,6 +114,9 @@ class PoolServices:
             schedule.every_days,
         )
         self.balance = BalanceService(self.jobs, self._make_balancer, self.repairer.quiet)
+        self.snapshots = SnapshotService(
+            volume, self._clock, snapshot_schedule, write_back, self._pacer(_REAP_DUTY), work
+        )
 
     def activities(self) -> Iterator[tuple[str, Activity]]:
         """What is to be kept running, by name."""
@@ -116,6 +125,8 @@ class PoolServices:
         yield "scrub", self.scrub.run
         yield "balance", self.balance.run
         yield "job book", self.jobs.run
+        yield "snapshot schedule", self.snapshots.run_schedule
+        yield "snapshot reaper", self.snapshots.run_reaper
 
     def statuses(self) -> list[JobStatus]:
         """All that is under way, waits or was stopped; the most urgent first."""
@@ -125,10 +136,10 @@ class PoolServices:
     async def _rescue_and_name(self, lost: Iterable[StripeId]) -> list[str]:
         """Copy out what can be had of stripes beyond repair; gives the files that lost something."""
         rescuer = Rescuer(self._volume, self._stripes, VolumeReclaimTarget(self._volume))
-        damaged = await rescuer.sift(rescuer.live_ranges(list(lost)), copy=True)
+        damaged = await rescuer.sift(await rescuer.live_ranges(list(lost)), copy=True)
         if rescuer.rescued_bytes:
             _log.info("%d bytes were copied out of damaged stripes", rescuer.rescued_bytes)
-        return await paths_of_inodes(self._volume, damaged)
+        return await paths_of_files(self._volume, damaged)
 
     def make_scrub(self, disk: DiskId, state: ScrubState | None) -> DiskScrub:
         """The scrub of one disk, at the scrub's pace."""

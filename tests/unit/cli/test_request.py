@@ -27,6 +27,8 @@ from dwfs.node.status import (
     JobStatus,
     PoolStatus,
     ScrubStatus,
+    SnapshotAnswer,
+    SnapshotSummary,
     SpaceStatus,
     StateChange,
     UsageStatus,
@@ -87,6 +89,29 @@ def owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOwner
     owner = FakeOwner(tmp_path)
     with owner.listening():
         yield owner
+
+
+@pytest.mark.parametrize(
+    ("words", "request_name", "arguments"),
+    [
+        ("create tank@now", "snapshot.create", {"name": "now"}),
+        ("create tank@a@b", "snapshot.create", {"name": "a@b"}),  # it is the owner who refuses it
+        ("destroy tank@a --yes", "snapshot.destroy", {"names": ["a"]}),
+        ("destroy tank@b tank@a tank@b --yes", "snapshot.destroy", {"names": ["b", "a"]}),
+    ],
+)
+def test_what_is_asked_about_snapshots(
+    owner: FakeOwner,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    request_name: str,
+    arguments: dict[str, object],
+) -> None:
+    answer = SnapshotAnswer("it is done", [])
+    owner.script = [{"result": msgspec.to_builtins(answer)}]
+    assert main(["snapshot", *words.split()]) == 0
+    assert capsys.readouterr().out == "it is done\n"
+    assert owner.requests == [{"request": request_name, "arguments": arguments}]
 
 
 @pytest.mark.parametrize(
@@ -313,6 +338,34 @@ def test_a_status_tells_space_jobs_and_history() -> None:
     text = render_status(msgspec.structs.replace(status, space=no_gain))
     assert "1 disk can take new data, but a 4+2 code needs 6" in text
     assert "one more disk" not in text
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "said"),
+    [
+        (SnapshotSummary(0, 0, 0, 0, None), ""),
+        (
+            SnapshotSummary(1, 0, 0, 0, NOON),
+            "  1 snapshot, the newest of 2023-11-14 22:13:20 UTC; nothing is kept for it alone",
+        ),
+        (
+            SnapshotSummary(31, 30, 3 * MIB, 0, NOON),
+            "  31 snapshots, the newest of 2023-11-14 22:13:20 UTC; 3.0 MiB is kept for them alone",
+        ),
+        (
+            SnapshotSummary(0, 0, 3 * MIB, 2, None),
+            "  the space of 2 destroyed snapshots is coming back",
+        ),
+    ],
+)
+def test_a_status_tells_what_snapshots_keep(snapshots: SnapshotSummary, said: str) -> None:
+    usage = UsageStatus(100 * MIB, 150 * MIB, 200 * MIB)
+    status = PoolStatus(
+        "tank", "u", 7, "healthy", 2, 4, 2, [], usage, [], None, None, 0, False, 0, []
+    )
+    before = render_status(status).splitlines()
+    after = render_status(msgspec.structs.replace(status, snapshots=snapshots)).splitlines()
+    assert "\n".join(line for line in after if line not in before) == said
 
 
 @pytest.mark.parametrize(

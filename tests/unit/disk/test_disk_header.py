@@ -112,11 +112,21 @@ def test_a_newer_format_is_refused_even_with_an_older_copy(tmp_path: Path) -> No
     write_header(tmp_path, header(2), KEY)
     path = tmp_path / "dwfs-disk"
     content = bytearray(path.read_bytes()[:-16])
-    content[8] = 2
+    content[8] = 3
     path.write_bytes(bytes(content) + checksum(content))
-    with pytest.raises(NewerFormatError, match=r"newer dwfs \(format 2\).*up to 1: upgrade dwfs"):
+    with pytest.raises(NewerFormatError, match=r"newer dwfs \(format 3\).*up to 2: upgrade dwfs"):
         read_header(tmp_path)
     assert probe(tmp_path, DISKS[0]) is DiskCondition.FOREIGN
+
+
+def test_an_older_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    write_header(tmp_path, header(), KEY)
+    path = tmp_path / "dwfs-disk"
+    content = bytearray(path.read_bytes()[:-16])
+    content[8] = 1
+    path.write_bytes(bytes(content) + checksum(content))
+    with pytest.raises(FormatError, match=r"development version of dwfs .*copy the data"):
+        read_header(tmp_path)
 
 
 def test_an_empty_directory_is_no_disk(tmp_path: Path) -> None:

@@ -194,6 +194,26 @@ def test_the_kernels_mtime_is_kept(point: Path) -> None:
     assert path.stat().st_mtime_ns == before
 
 
+def test_emptying_a_file_sets_the_time_that_the_kernel_shows(point: Path) -> None:
+    path = point / "f"
+    path.write_bytes(b"x")
+    os.utime(path, ns=(1, 1))
+    drop_caches()
+    start = time.time_ns()
+    path.open("wb").close()
+    first = path.stat()
+    assert first.st_mtime_ns > start - 100_000_000
+    drop_caches()
+    assert path.stat().st_mtime_ns == first.st_mtime_ns
+    for _ in range(20):  # within a tick of the kernel's clock
+        path.write_bytes(b"y")
+    shown = path.stat()
+    drop_caches()
+    stored = path.stat()
+    assert (stored.st_mtime_ns, stored.st_ctime_ns) == (shown.st_mtime_ns, shown.st_ctime_ns)
+    assert stored.st_mtime_ns >= first.st_mtime_ns
+
+
 def test_unlinked_open_files(server: Server) -> None:
     path = server.point / "f"
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)

@@ -7,6 +7,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ import trio
 from dwfs.errors import ControlError, WrongKeyError
 from dwfs.limits import CONTROL_CONNECTIONS_MAX, CONTROL_REQUEST_SIZE_MAX
 from dwfs.node.client import ask
-from dwfs.node.control import Arguments, ControlServer, Progress, RefusedError
+from dwfs.node.control import Arguments, ControlServer, Progress, RefusedError, SendData
 
 
 async def _echo(arguments: Arguments, progress: Progress) -> object:
@@ -37,13 +38,23 @@ async def _count(arguments: Arguments, progress: Progress) -> object:
     return {"total": 3}
 
 
+async def _pour(arguments: Arguments, progress: Progress, send_data: SendData) -> object:
+    for number in range(3):
+        await send_data(bytes([number]) * 300_000 + b"\n{}\n")
+        await progress({"done": number})
+    if arguments:
+        raise WrongKeyError("no more")
+    return {"total": 3}
+
+
 @asynccontextmanager
 async def serving(directory: Path) -> AsyncIterator[tuple[Path, list[None]]]:
     """A server with a few handlers, on a socket in `directory`."""
     path = directory / "control.sock"
     handlers = {"echo": _echo, "refuse": _refuse, "break": _break, "count": _count}
     unforeseen: list[None] = []
-    server = ControlServer(path, handlers, lambda: unforeseen.append(None))
+    streams = {"pour": _pour}
+    server = ControlServer(path, handlers, lambda: unforeseen.append(None), streams)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.serve)
         yield path, unforeseen
@@ -170,3 +181,28 @@ async def test_too_many_clients_do_not_lock_others_out_for_ever(tmp_path: Path) 
 def test_no_server_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="can't reach"):
         ask(tmp_path / "control.sock", "status")
+
+
+async def test_data_comes_before_the_answer_and_may_be_anything(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (path, _):
+        data: list[bytes] = []
+        told: list[object] = []
+        work = partial(ask, path, "pour", on_data=data.append, on_progress=told.append)
+        assert msgspec.json.decode(await trio.to_thread.run_sync(work)) == {"total": 3}
+        assert data == [bytes([number]) * 300_000 + b"\n{}\n" for number in range(3)]
+        assert told == [{"done": number} for number in range(3)]
+        work = partial(ask, path, "pour", {"fail": True}, on_data=data.append)
+        with pytest.raises(RefusedError, match="no more"):
+            await trio.to_thread.run_sync(work)
+        assert len(data) == 6
+
+
+async def test_who_takes_data_and_goes_away_harms_nobody(tmp_path: Path) -> None:
+    def give_up(data: bytes) -> None:
+        raise RuntimeError("the disk is full here")
+
+    async with serving(tmp_path) as (path, unforeseen):
+        with pytest.raises(RuntimeError):
+            await trio.to_thread.run_sync(partial(ask, path, "pour", on_data=give_up))
+        assert await _ask(path, "echo") == {}
+        assert not unforeseen

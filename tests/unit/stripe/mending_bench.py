@@ -141,8 +141,11 @@ class Mending:
         self.repairer.report(damage)
 
     async def write(self, size: int, seed: int = 0) -> StripeSeal:
-        """One stripe of that many bytes, durable."""
-        data = random.Random(seed).randbytes(size)
+        """One stripe of that many random bytes, durable."""
+        return await self.write_bytes(random.Random(seed).randbytes(size))
+
+    async def write_bytes(self, data: bytes) -> StripeSeal:
+        """One stripe of these bytes, durable."""
         (fragment,) = self.store.append(1, 0, data)
         self.store.rotate()
         seals = await self.store.settle()

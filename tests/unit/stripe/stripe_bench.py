@@ -263,8 +263,11 @@ class InlineThreads:
 class Bench:
     """A store, its disks and its catalog; `commit` plays the log."""
 
-    def __init__(self, store: StripeStore, disks: Disks, catalog: Catalog) -> None:
+    def __init__(
+        self, store: StripeStore, disks: Disks, catalog: Catalog, cipher_of: CipherFactory
+    ) -> None:
         self.store = store
+        self.cipher_of = cipher_of
         self.disks = disks
         self.catalog = catalog
         self.damage: list[Damage] = []
@@ -340,7 +343,7 @@ async def bench(
         threads=threads or TrioThreads(),
         on_damage=found.append,
         reclaim=reclaim,
-    ) as (store, _):
-        made = Bench(store, listing, catalog)
+    ) as (store, cipher_of):
+        made = Bench(store, listing, catalog, cipher_of)
         made.damage = found
         yield made

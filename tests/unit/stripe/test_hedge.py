@@ -116,7 +116,7 @@ async def test_disk_that_never_answers_ends_in_eio_only_beyond_parity(
         assert set(b.disks.failures) == {seal.placement[shard] for shard in (0, 1, 4)}
 
 
-async def test_suspect_disk_is_asked_last() -> None:
+async def test_suspect_disk_is_asked_last(autojump_clock: MockClock) -> None:
     async with bench(threads=InlineThreads()) as b:
         seal = await stored(b)
         suspect = home(b, seal, 0)

@@ -76,7 +76,7 @@ class Files:
         found = [(self.alive[s] / seal.length, s) for s, seal in known.items() if self.alive[s]]
         return [s for share, s in sorted(found) if share <= live_fraction][:limit]
 
-    def live_ranges(self, stripe: StripeId) -> list[LiveRange]:
+    async def live_ranges(self, stripe: StripeId) -> list[LiveRange]:
         ranges = []
         for inode, fragments in self.files.items():
             offset = 0
@@ -296,3 +296,48 @@ async def test_sweep_deletes_orphans_and_nothing_else() -> None:
                     store = b.disks.get(place)
                     assert store is not None
                     assert store.has(ShardKey(known.stripe, number))
+
+
+@pytest.mark.parametrize("now", ["off", "zstd-1", "zstd"])
+async def test_cleaning_compressed_stripes_never_takes_more_than_it_gives(now: str) -> None:
+    """Also when the volume is not compressed any more: what was compressed stays so."""
+    choice = random.Random(4)
+    words = [b"%d " % choice.randrange(10**6) for _ in range(2_000)]
+    async with bench() as b:
+        files = Files(b)
+        b.store.set_compression("zstd")
+        contents = {}
+        for inode in range(400):
+            contents[inode] = b"".join(choice.choices(words, k=6_000))
+            files.write(inode, contents[inode])
+        await b.commit()
+        b.store.set_compression(now)
+        for inode in choice.sample(range(400), 240):
+            files.remove(inode)
+        before = b.disks.disks[0].space().used_bytes
+        for _ in range(20):
+            await cleaner_for(b, files, ReclaimSignal()).run_once(hurry=True)
+            await b.commit()
+            assert b.disks.disks[0].space().used_bytes < before + MIB  # a batch is copied first
+        assert b.disks.disks[0].space().used_bytes < 0.55 * before
+        assert all(seal.frames is not None for seal in b.catalog.known.values())
+        for inode in files.files:
+            assert await files.content(inode) == contents[inode]
+
+
+async def test_moved_data_is_compressed_only_if_it_was() -> None:
+    async with bench() as b:
+        (plain,) = b.store.append(1, 0, bytes(50_000))
+        b.store.set_compression("zstd")
+        (packed,) = b.store.append(2, 0, bytes(50_000))
+        b.store.set_compression("off")
+        await b.commit()
+        (first,) = b.store.append_moved(plain.stripe, 1, 0, bytes(50_000))
+        (second,) = b.store.append_moved(packed.stripe, 2, 0, bytes(50_000))
+        (third,) = b.store.append(3, 0, bytes(50_000))
+        assert first.stripe == third.stripe != second.stripe
+        assert b.store.unlogged_bytes() == 150_000
+        assert len(b.store.take_unlogged()) == 2
+        await b.commit()
+        assert b.catalog.known[first.stripe].frames is None
+        assert b.catalog.known[second.stripe].frames is not None

@@ -12,6 +12,7 @@ import pytest
 from dwfs.errors import PosixError
 from dwfs.types import ROOT_INODE
 from dwfs.vfs import SYSTEM, FilesystemStatistics
+from dwfs.volume import directories, view
 from tests.unit.vfs.small_pool import small_pool
 
 
@@ -65,6 +66,37 @@ async def test_what_stays_is_listed_once_whatever_else_changes(tmp_path: Path, s
                 fresh += 1
         assert len(found) == len(set(found))
         assert staying <= set(found)
+
+
+async def test_a_listing_passes_deleted_names_that_snapshots_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(view, "PAGE_KEYS_MAX", 30)
+    monkeypatch.setattr(directories, "PAGE_KEYS_MAX", 30)
+    async with small_pool(tmp_path) as pool:
+        number = (await pool.fs.mkdir(ROOT_INODE, b"d", 0o755, SYSTEM)).number
+        for directory in (ROOT_INODE, number):
+            for name in range(300):
+                await pool.fs.mkdir(directory, b"%d" % name, 0o755, SYSTEM)
+        await pool.volume.take_snapshot("s", pool.clock.wall_ns())
+        for name in range(300):
+            await pool.fs.rmdir(number, b"%d" % name)
+            if name != 250:
+                await pool.fs.rmdir(ROOT_INODE, b"%d" % name)
+        for directory, wanted in ((ROOT_INODE, {b"d", b"250"}), (number, set[bytes]())):
+            handle = pool.fs.opendir(directory)
+            found: list[bytes] = []
+            cookie = await pool.fs.find_directory_entry(handle, 0)
+            while piece := list(islice(pool.fs.directory_entries(handle, cookie), 3)):
+                found += [entry.name for entry, _ in piece]
+                cookie = await pool.fs.find_directory_entry(handle, piece[-1][0].cookie)
+            assert found[:2] == [b".", b".."]
+            assert len(found[2:]) == len(wanted)
+            assert set(found[2:]) == wanted
+            # Who asks without it waits, and is not told of an end that is none.
+            assert {entry.name for entry, _ in pool.fs.directory_entries(handle, 2)} >= set(
+                found[2:3]
+            )
 
 
 async def test_a_removed_directory_is_empty(tmp_path: Path) -> None:

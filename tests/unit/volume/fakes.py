@@ -217,9 +217,23 @@ class Bench:
 
     def open(self) -> None:
         """Open the store that is there; the log goes on after what is committed."""
+        self.open_store()
+        self.open_volume()
+
+    def open_store(self) -> None:
+        """The first half of `open`."""
         self.store = StateStore(self.path, self.store_cipher, self.names, 2**30)
+
+    def open_volume(self) -> None:
+        """The second half of `open`."""
         self.state = VolumeState(self.store)
         self.replicator = EmbeddedReplicator(self.state, self.log, self.data, STREAM)
+        self.volume = Volume(self.state, self.replicator, self.data)
+
+    def open_volume_again(self, inlined: dict[StripeId, LogSequence]) -> None:
+        """After a recovery: go on where the log ends."""
+        self.replicator = EmbeddedReplicator(self.state, self.log, self.data, STREAM)
+        self.replicator.resume(inlined)
         self.volume = Volume(self.state, self.replicator, self.data)
 
     def reopen(self) -> None:

@@ -215,7 +215,7 @@ def test_foreign_and_newer_states_are_refused(tmp_path: Path, bench: Bench) -> N
     with pytest.raises(StateError):
         StateStore(foreign, bench.store_cipher, bench.names)
     bench.state.flush()
-    bench.state.meta.format_version = 2
+    bench.state.meta.format_version = 3
     bench.state.flush()
     bench.store.commit()
     assert bench.store.get(META_KEY)
