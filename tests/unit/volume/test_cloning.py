@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -36,15 +34,6 @@ from tests.unit.volume.fakes import GEOMETRY, PLACEMENT, Bench
 
 OLD = StripeId(b"o" * 16)
 NEW = StripeId(b"n" * 16)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A volume with a root directory."""
-    bench = Bench(tmp_path)
-    yield bench
-    assert list(bench.volume.check()) == []
-    bench.close()
 
 
 async def make(bench: Bench, name: bytes, kind: int = stat.S_IFREG) -> InodeNumber:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import random
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -35,15 +34,6 @@ from tests.unit.volume.fakes import Bench
 
 STRIPE = StripeId(b"s" * 16)
 OTHER = StripeId(b"t" * 16)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A volume with a root directory."""
-    bench = Bench(tmp_path)
-    yield bench
-    assert list(bench.volume.check()) == []
-    bench.close()
 
 
 async def make(bench: Bench, name: bytes, mode: int = stat.S_IFREG | 0o644) -> InodeNumber:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import random
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,15 +58,6 @@ BAD_NAMES = [
     "x" * 256,
     "\udc80",
 ]
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A volume with a root directory."""
-    bench = Bench(tmp_path)
-    yield bench
-    assert list(bench.volume.check()) == []
-    bench.close()
 
 
 async def progress(done: int, total: int | None) -> None:

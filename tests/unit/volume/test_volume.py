@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,15 +29,6 @@ from dwfs.volume.store import META_KEY
 from tests.unit.volume.fakes import Bench
 
 STRIPE = StripeId(b"s" * 16)
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    """A volume with a root directory."""
-    bench = Bench(tmp_path)
-    yield bench
-    assert list(bench.volume.check()) == []
-    bench.close()
 
 
 async def make(bench: Bench, name: bytes, mode: int = stat.S_IFREG | 0o644) -> Inode:
