@@ -9,14 +9,11 @@ import msgspec
 import trio
 from msgspec import UNSET
 
-from dwfs.codec import compression_level
-from dwfs.errors import PosixError, UsageError
+from dwfs.errors import UsageError
 from dwfs.node.assembly import Pool
 from dwfs.node.control import Arguments, Handler, Progress
 from dwfs.node.disk_administration import services_of
 from dwfs.node.volume_status import VolumeAnswer, VolumeChanges, VolumeList, VolumeStatus
-from dwfs.volume import Properties
-from dwfs.volume.properties import QUOTA_MAX, TRASH_DAYS_MAX
 
 # See `DwfsOperations.flush`: the kernel was told that it need not ask at close.
 CLOSE_WARNING: Final = (
@@ -61,7 +58,10 @@ class VolumeAdministration:
                 if value is not UNSET
             }
             properties = msgspec.structs.replace(volume.properties, **given)
-            _check(properties)
+            try:
+                properties.validate()
+            except ValueError as error:
+                raise UsageError(str(error)) from None
             await volume.set_properties(properties)
             self._pool.stripes.set_compression(properties.compression)
             await volume.barrier()
@@ -94,23 +94,6 @@ class VolumeAdministration:
             data_bytes=totals.logical_bytes,
             packed_bytes=totals.stored_bytes,
         )
-
-
-def _check(properties: Properties) -> None:
-    """Raises UsageError, which tells what may be set instead."""
-    try:
-        compression_level(properties.compression)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    for name, quota in (("quota", properties.quota_bytes), ("inodes", properties.quota_inodes)):
-        if quota is not None and not 1 <= quota <= QUOTA_MAX:
-            raise UsageError(f"{name} is a number from 1 to 2**63 - 1; none is for no limit")
-    if not 0 <= properties.trash_days <= TRASH_DAYS_MAX:
-        raise UsageError(f"trash is a number of days up to {TRASH_DAYS_MAX}; none is for no trash")
-    try:
-        properties.validate()
-    except PosixError as error:
-        raise UsageError(f"this can't be set: {error}") from None
 
 
 def _quota_warnings(changes: VolumeChanges, after: VolumeStatus) -> list[str]:

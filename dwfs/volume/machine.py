@@ -61,7 +61,10 @@ from dwfs.volume.state import VolumeState
 
 def _set_properties(state: VolumeState, command: SetProperties) -> None:
     """EINVAL."""
-    command.properties.validate()
+    try:
+        command.properties.validate()
+    except ValueError as error:
+        raise PosixError(errno.EINVAL, str(error)) from None
     state.set_properties(command.properties)
 
 

@@ -10,13 +10,11 @@ absent or at least 1; `trash_days` is from 0 (no trash) to `TRASH_DAYS_MAX`.
 
 from __future__ import annotations
 
-import errno
 from typing import Final
 
 import msgspec
 
 from dwfs.codec import compression_level
-from dwfs.errors import PosixError
 
 TRASH_DAYS_MAX: Final = 36_500  # a hundred years: more is surely a mistake
 QUOTA_MAX: Final = 2**63 - 1
@@ -32,16 +30,15 @@ class Properties(msgspec.Struct, frozen=True, array_like=True):
     snapshots_visible: bool = False  # whether `.snapshots` is listed
 
     def validate(self) -> None:
-        """Raises PosixError EINVAL, which names the property."""
-        try:
-            compression_level(self.compression)
-        except ValueError as error:
-            raise PosixError(errno.EINVAL, str(error)) from None
+        """Raises ValueError, which tells what may be set instead."""
+        compression_level(self.compression)
         for name, quota in (("quota", self.quota_bytes), ("inodes", self.quota_inodes)):
             if quota is not None and not 1 <= quota <= QUOTA_MAX:
-                raise PosixError(errno.EINVAL, name)
+                raise ValueError(f"{name} is a number from 1 to 2**63 - 1; none is for no limit")
         if not 0 <= self.trash_days <= TRASH_DAYS_MAX:
-            raise PosixError(errno.EINVAL, "trash")
+            raise ValueError(
+                f"trash is a number of days up to {TRASH_DAYS_MAX}; none is for no trash"
+            )
 
 
 _decoder = msgspec.msgpack.Decoder(Properties)
