@@ -201,7 +201,7 @@ def _clone(
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         os.utime(handle)
         _give_name(directory, temporary, target, force=force)
-    except BaseException as error:
+    except BaseException as error:  # whatever it was, no half-made file stays; it is raised on
         with contextlib.suppress(OSError):  # the owner has ended: the first failure tells more
             os.unlink(temporary, dir_fd=directory)
         if isinstance(error, OSError) and not isinstance(error.filename, str):
