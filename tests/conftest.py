@@ -25,8 +25,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.programs import installed
+
 SESSION_MARK = "DWFS_TEST_SESSION"
 SEED_VARIABLE = "DWFS_TEST_SEED"
+EVERYTHING_INSTALLED = (
+    "DWFS_TEST_PROGRAMS_INSTALLED"  # `./run test` says so: skip no program's tests
+)
 GRACE_SECONDS = 5.0
 OWN_DIRECTORY = pytest.StashKey[Path]()
 # Pools of worker threads that live as long as the interpreter, by design of their libraries.
@@ -34,8 +39,8 @@ LASTING_THREADS = re.compile(r"^(Trio thread|MainThread|pytest[_-]timeout|asynci
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--long` adds the tests that take minutes."""
-    parser.addoption("--long", action="store_true", help="also run tests that take minutes")
+    """`--long` makes the tests that can be of any size large."""
+    parser.addoption("--long", action="store_true", help="run tests in their larger sizes")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -65,12 +70,14 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs `--long` or root when that is not given."""
+    """Skip what an ordinary user's machine can't run; nothing where `./run test` could install."""
     for item in items:
-        if "long" in item.keywords and not config.getoption("--long"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes; runs with --long"))
         if "needs_root" in item.keywords and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
+        for marker in item.iter_markers("needs_program"):
+            (program,) = marker.args
+            if installed(program) is None and EVERYTHING_INSTALLED not in os.environ:
+                item.add_marker(pytest.mark.skip(reason=f"{program} is not installed"))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import sqlite3
 import subprocess
 import sysconfig
@@ -15,13 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.pools import Pool, copy_tree, tree
+from tests.programs import installed
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
-
-
-def needs(program: str) -> pytest.MarkDecorator:
-    """Skip where a program is not installed; `./run test` installs all that are named, if it may."""
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
 
 
 def sh(*words: str | Path, cwd: Path | None = None) -> str:
@@ -33,7 +28,7 @@ def sh(*words: str | Path, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-@needs("git")
+@pytest.mark.needs_program("git")
 def test_git(folder: Path, tmp_path: Path) -> None:
     origin = tmp_path / "origin"
     origin.mkdir()
@@ -98,7 +93,7 @@ def make_odd_tree(directory: Path) -> None:
     os.utime(directory / "sparse", ns=(1, 987_654_321_123_456_789))
 
 
-@needs("rsync")
+@pytest.mark.needs_program("rsync")
 def test_rsync_round_trip(folder: Path, tmp_path: Path) -> None:
     make_odd_tree(tmp_path / "source")
     sh("rsync", "-aHAX", "--sparse", f"{tmp_path}/source/", folder / "copy")
@@ -120,16 +115,11 @@ def test_tar_round_trip(folder: Path, tmp_path: Path) -> None:
     assert (folder / "out/one").stat().st_nlink == 2
 
 
-def postgres_programs() -> Path | None:
-    """The directory of the newest installed server."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return found[-1].parent if found else None
-
-
-@pytest.mark.skipif(postgres_programs() is None, reason="postgresql is not installed")
+@pytest.mark.needs_program("initdb")
 def test_postgresql(folder: Path) -> None:
-    programs = postgres_programs()
-    assert programs is not None
+    initdb = installed("initdb")
+    assert initdb is not None
+    programs = initdb.parent
     become: list[str] = []
     with tempfile.TemporaryDirectory(prefix="pg") as short:  # socket paths are short
         if os.geteuid() == 0:  # the server refuses to run as root

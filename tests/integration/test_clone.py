@@ -199,7 +199,7 @@ def test_the_kernel_forgets_what_was_read_of_the_new_file(mounted: Pool) -> None
     pool.umount()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.needs_root
 def test_other_users_are_told_that_they_may_not(mounted: Pool) -> None:
     pool, place = mounted, mounted.mountpoint
     open_the_way(place)

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import os
 import random
-import shutil
 import socket
 import stat
 import subprocess
@@ -270,7 +269,7 @@ def test_extended_attributes(folder: Path) -> None:
         os.getxattr(path, "user.large")
 
 
-@pytest.mark.skipif(shutil.which("setfacl") is None, reason="setfacl is not installed")
+@pytest.mark.needs_program("setfacl")
 def test_access_control_lists(folder: Path) -> None:
     def acl(path: Path) -> list[str]:
         done = subprocess.run(
